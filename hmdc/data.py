@@ -8,6 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'DATASETS', 'channel_statistics', 'rank_in_class', 
 
 # %% ../nbs/01_data.ipynb #imports
 import hashlib
+import http.client
 import json
 import os
 import ssl
@@ -232,8 +233,8 @@ def read_images(
         for i in range(start, min(start + 32, len(files))):
             image = read_image(files[i])
             if image_size is None and image.shape != first.shape:
-                raise ValueError(f"images of different sizes: {files[0]} is {w}x{h} and {files[i]} is "
-                                 f"{image.shape[2]}x{image.shape[1]} pixels: pass image_size to have all images resized")
+                raise ValueError(f"images of different sizes: {files[0]} is {w}x{h} and {files[i]} is {image.shape[2]}x"
+                                 f"{image.shape[1]} pixels: pass image_size to have all images resized")
             images[i] = resize(image[None], h)[0]
 
     with ThreadPoolExecutor(1 if first.numel() < 3 * 64 * 64 else min(8, os.cpu_count() or 1)) as pool:
@@ -325,10 +326,10 @@ def _unreachable(
         try:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=timeout).close()
             return ""
-        except urllib.error.HTTPError:
+        except (urllib.error.HTTPError, http.client.HTTPException):
             return ""
         except OSError as error:
-            reason = str(getattr(error, "reason", error))
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
             if isinstance(getattr(error, "reason", None), ssl.SSLError):
                 return ""  # torchvision tries again without encryption, and checks what it got
     return reason

@@ -276,7 +276,7 @@ def _timm_kwargs(name: str, start: _Start, size: int, given: dict) -> dict:
     probe = _probe(name)
     if probe.pretrained_cfg.get("fixed_input_size"):
         kwargs["img_size"] = size
-    if start.state is None and hasattr(probe, "num_prefix_tokens"):
+    if start.state is None and hasattr(probe, "num_prefix_tokens") and size // probe.patch_embed.patch_size[0] < 4:
         kwargs["patch_size"] = max(size // 8, 1)
     return kwargs | start.kwargs | given
 

@@ -251,7 +251,7 @@ def _to_folder(
         raise FileExistsError(f"{root} exists: name a folder that does not, nothing is overwritten")
     images, labels = self.unpack()
     for number, (image, label) in enumerate(zip(images, labels.tolist())):
-        folder = root / self.classes[label]
+        folder = root / self.classes[label].replace("/", "-")  # a class of FashionMNIST is called T-shirt/top
         folder.mkdir(parents=True, exist_ok=True)
         to_pil_image(image.clamp(0, 1)).save(folder / f"{number:05d}.png")
 

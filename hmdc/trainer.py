@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -267,18 +268,21 @@ class _State:
     momentum: torch.Tensor  # the same shape
     streams: dict[str, torch.Generator]
     outer: int = 0  # finished outer iterations
+    seconds: float = 0.0  # spent on them, over all sittings
 
     def save(self, path: Path) -> None:
-        states = {name: g.get_state() for name, g in self.streams.items()}
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        kept["streams"] = {name: g.get_state() for name, g in self.streams.items()}
         partial = path.with_suffix(".partial")
-        torch.save({"images": self.images, "momentum": self.momentum, "streams": states, "outer": self.outer}, partial)
+        torch.save(kept, partial)
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
         kept = torch.load(path, map_location=self.images.device, weights_only=True)
-        self.images, self.momentum, self.outer = kept["images"], kept["momentum"], kept["outer"]
-        for name, state in kept["streams"].items():
+        for name, state in kept.pop("streams").items():
             self.streams[name].set_state(state.cpu())
+        for name, value in kept.items():
+            setattr(self, name, value)
 
 # %% ../nbs/09_trainer.ipynb #setting
 @dataclass
@@ -296,8 +300,9 @@ class _Setting:
         "Normalised real images of one class."
         return self.data.normalise(self.pools[label][chosen])
 
-    def to_set(self, images: torch.Tensor, seed: int) -> SyntheticSet:
+    def to_set(self, state: _State, seed: int) -> SyntheticSet:
         "The images as a condensed set in pixel space."
+        images = state.images
         if self.recipe.image_space == "normalised":
             images = images * self.std.view(3, 1, 1) + self.mean.view(3, 1, 1)
         meta = {
@@ -305,6 +310,7 @@ class _Setting:
             "fingerprint": self.data.fingerprint,
             "recipe": dataclasses.asdict(self.recipe),
             "seed": seed,
+            "seconds": round(state.seconds, 2),
             "provenance": provenance(),
         }
         images = images.clamp(0, 1).cpu()
@@ -508,18 +514,20 @@ def condense(
     if out and (out / "checkpoint.pt").is_file():
         state.load(out / "checkpoint.pt")
     elif out and 0 in recipe.snapshots:
-        setting.to_set(state.images, seed).save(out / "snapshots" / "outer-00000.safetensors")
+        setting.to_set(state, seed).save(out / "snapshots" / "outer-00000.safetensors")
     total = recipe.outer_steps * recipe.inner_steps
     with tqdm(total=total, initial=state.outer * recipe.inner_steps, desc=recipe.name, disable=not progress) as bar:
         while state.outer < recipe.outer_steps:
+            start = time.perf_counter()
             rows = _outer_step(setting, state, bar)
+            state.seconds += time.perf_counter() - start
             if out:
                 _append_history(out / "history.csv", rows, state.outer - 1)
                 if state.outer in recipe.snapshots:
                     kept = out / "snapshots" / f"outer-{state.outer:05d}.safetensors"
-                    setting.to_set(state.images, seed).save(kept)
+                    setting.to_set(state, seed).save(kept)
                 state.save(out / "checkpoint.pt")
-    syn = setting.to_set(state.images, seed)
+    syn = setting.to_set(state, seed)
     if out:
         syn.save(out / "synthetic.safetensors")
     return syn

@@ -58,7 +58,8 @@ def test_all_kinds_of_images_in_one_class(tmp_path):
     grey = Image.new("L", (16, 16), 100)
     palette = grey.convert("P")
     kinds = {"grey.png": grey, "palette.gif": palette, "bits.bmp": Image.new("1", (16, 16)),
-             "rgb.webp": grey.convert("RGB"), "alpha.png": grey.convert("RGBA"), "grey-alpha.PNG": grey.convert("LA"), "print.JPG": grey.convert("CMYK"),
+             "rgb.webp": grey.convert("RGB"), "alpha.png": grey.convert("RGBA"),
+             "grey-alpha.PNG": grey.convert("LA"), "print.JPG": grey.convert("CMYK"),
              "deep.tif": Image.fromarray(np.full((16, 16), 25700, np.uint16)), "photo.jpeg": grey}
     for name, image in kinds.items():
         image.save(root / "train" / "b" / name)
