@@ -19,6 +19,7 @@ from .augment import training_batch
 from .data import ImageData
 from .models import Member, Network, as_member, check_member, seeded, stream
 from .synthetic import SyntheticSet
+from .trainer import batches
 
 # %% ../nbs/11_evaluation.ipynb #protocol
 @dataclass(frozen=True)
@@ -64,15 +65,6 @@ def _rate_factor(step: int, steps: int, protocol: Protocol) -> float:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
 
-# %% ../nbs/11_evaluation.ipynb #batches
-def _batches(n: int, size: int, generator: torch.Generator) -> list[torch.Tensor]:  # indices
-    "A random order of n images in batches; a last batch of one image is merged."
-    parts = list(torch.randperm(n, generator=generator).split(size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        last = parts.pop()
-        parts[-1] = torch.cat([parts[-1], last])
-    return parts
-
 # %% ../nbs/11_evaluation.ipynb #accuracy
 @torch.no_grad()
 def accuracy(
@@ -107,12 +99,12 @@ def _train(
     images, labels = (t.to(device) for t in syn.unpack())
     images, targets = _normalised(images, syn), F.one_hot(labels, len(syn.classes)).float()
     optimizer = _optimizer(member, network, protocol)
-    steps = epochs * len(_batches(len(images), protocol.batch, torch.Generator()))
+    steps = epochs * len(batches(torch.arange(len(images)), protocol.batch))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, steps, protocol))
     cutmix = 0.0 if network.is_vit else protocol.cutmix
     for epoch in range(epochs):
         network.train(protocol.train_mode)
-        for part in _batches(len(images), protocol.batch, generator):
+        for part in batches(torch.randperm(len(images), generator=generator), protocol.batch):
             x, y = images[part], targets[part]
             x, mixed = training_batch(x, y, protocol.augment, cutmix, generator)
             x, y = mixed or (x, y)

@@ -21,7 +21,7 @@ import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from timm.layers import to_2tuple
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
@@ -195,7 +195,12 @@ def check_weights(
     if weights == "imagenet":
         _check_reachable(name)
         return "imagenet"
-    return _weights_file(name, weights).name
+    path = _weights_file(name, weights)
+    try:
+        with safe_open(path, framework="pt"):
+            return path.name
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
 # %% ../nbs/03_models.ipynb #start
 class _Start(NamedTuple):
@@ -225,7 +230,8 @@ def _start(name: str, weights: str, kwargs: tuple) -> _Start:
     if truth == "scratch":
         return _Start(None, {}, None, truth)
     if truth == "imagenet":
-        model = timm.create_model(name, pretrained=True, num_classes=0, **dict(kwargs))
+        with seeded(torch.Generator()):  # what it draws is overwritten
+            model = timm.create_model(name, pretrained=True, num_classes=0, **dict(kwargs))
         size = dict(kwargs).get("img_size", model.pretrained_cfg["input_size"][-1])
         return _Start(_without_classifier(model.state_dict(), name), {}, size, truth)
     with safe_open(_weights_file(name, weights), framework="pt") as file:
@@ -276,7 +282,9 @@ def _timm_kwargs(name: str, start: _Start, size: int, given: dict) -> dict:
     probe = _probe(name)
     if probe.pretrained_cfg.get("fixed_input_size"):
         kwargs["img_size"] = size
-    if start.state is None and hasattr(probe, "num_prefix_tokens") and size // probe.patch_embed.patch_size[0] < 4:
+    patch = getattr(getattr(probe, "patch_embed", None), "patch_size", None)
+    is_vit = hasattr(probe, "num_prefix_tokens") and isinstance(patch, tuple)
+    if start.state is None and is_vit and size // patch[0] < 4:
         kwargs["patch_size"] = max(size // 8, 1)
     return kwargs | start.kwargs | given
 
@@ -297,13 +305,15 @@ def create_model(
     with seeded(generator):
         model = timm.create_model(name, num_classes=num_classes, **_timm_kwargs(name, start, size, kwargs))
     if start.state is not None:
-        missing, unexpected = model.load_state_dict(start.state, strict=False)
-        missing = [k for k in missing if not k.startswith(_classifier_prefixes(name))]
-        if missing or unexpected:
+        own, head = model.state_dict(), _classifier_prefixes(name)
+        missing = [k for k in own if k not in start.state and not k.startswith(head)]
+        unfit = [k for k, v in start.state.items() if k not in own or v.shape != own[k].shape]
+        if missing or unfit:
             raise ValueError(
                 f"the weights {start.truth} do not fit {name}: {len(missing)} missing {missing[:3]}, "
-                f"{len(unexpected)} unexpected {unexpected[:3]}"
+                f"{len(unfit)} unexpected or of another shape {unfit[:3]}"
             )
+        model.load_state_dict(start.state, strict=False)
     return Network(model, size, start.truth)
 
 # %% ../nbs/03_models.ipynb #tap
@@ -337,7 +347,8 @@ def tap(
     "Logits [B, classes] and the feature of every layer, in one pass. Raises: TypeError."
     model = network.model
     _check_tappable(model)
-    takes_prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    known = inspect.signature(model.forward_intermediates).parameters
+    takes_prefix = "return_prefix_tokens" in known and getattr(model, "num_prefix_tokens", 0) > 0
     final, maps = model.forward_intermediates(
         network.resize(x), **({"return_prefix_tokens": True} if takes_prefix else {})
     )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'Recipe', 'image_update', 'LiveMember', 'train_step', 'ssd_step', 'recipe_targets', 'class_gradient',
-           'match_class', 'check_condense', 'condense']
+           'match_class', 'batches', 'check_condense', 'condense']
 
 # %% ../nbs/09_trainer.ipynb #imports
 import dataclasses
@@ -29,7 +29,9 @@ from .md import mutual_distillation_loss, mutual_distillation_target
 from .models import Feature, Member, Network, check_member, create_model, seeded, stream, tap
 from .provenance import config_hash, provenance
 from .ssd import SpatialSemanticDecomposition, shapes
-from .synthetic import SyntheticSet, check_initial, cluster_representatives, embed, initial_images, unpack
+from hmdc.synthetic import (
+    SyntheticSet, check_initial, cluster_representatives, embed, images_per_class, initial_images, unpack
+)
 
 # %% ../nbs/09_trainer.ipynb #recipe-checks
 _CHOICES = {
@@ -45,9 +47,8 @@ _CHOICES = {
     "matching_augment": tuple(STRATEGIES),
     "training_augment": tuple(STRATEGIES),
 }
-_AT_LEAST_ONE = (
-    "ipc factor real_batch synthetic_batch refresh_every sample_every inner_steps train_images train_batch".split()
-)
+_POSITIVE = "ipc factor real_batch synthetic_batch refresh_every sample_every inner_steps train_images train_batch"
+_AT_LEAST = dict.fromkeys(_POSITIVE.split(), 1) | {"pool_per_class": 1, "outer_steps": 0}
 
 
 class _Checked:
@@ -57,10 +58,13 @@ class _Checked:
         for name, served in _CHOICES.items():
             if getattr(self, name) not in served:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: {', '.join(map(repr, served))} are served")
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.outer_steps < 0 or (self.outer_steps and not self.members):
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if name == "pool_per_class" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: it must be at least {least}, and whole")
+        if self.outer_steps and not self.members:
             raise ValueError(f"{self.outer_steps} outer steps with {len(self.members)} members: nothing can be matched")
 
     def replace(self, **changes) -> "Recipe":
@@ -374,14 +378,26 @@ def _image_step(
         for t, loss, m, w in zip(targets, *columns)
     ]
 
+# %% ../nbs/09_trainer.ipynb #batches
+def batches(
+    order: torch.Tensor,  # [N] indices
+    size: int,  # images to a batch
+) -> list[torch.Tensor]:
+    "Split an order into batches; a last one of a single image, which has no batch statistics, is merged."
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
 # %% ../nbs/09_trainer.ipynb #train-members
-def _batches(setting: _Setting, generator: torch.Generator):
+def _training_images(setting: _Setting, generator: torch.Generator):
     "Batches of real images of all classes with one-hot labels: `train_images` drawn from the pools."
     recipe = setting.recipe
     images = torch.cat(setting.pools)
     labels = torch.arange(len(setting.pools)).repeat_interleave(torch.tensor([len(p) for p in setting.pools]))
     one_hot = F.one_hot(labels, len(setting.pools)).float().to(setting.device)
-    for part in torch.randperm(len(images), generator=generator)[: recipe.train_images].split(recipe.train_batch):
+    order = torch.randperm(len(images), generator=generator)[: recipe.train_images]
+    for part in batches(order, recipe.train_batch):
         yield setting.data.normalise(images[part]), one_hot[part]
 
 
@@ -393,7 +409,7 @@ def _train_members(
     for member in members:
         member.network.train()
     seen = []
-    for images, targets in _batches(setting, generator):
+    for images, targets in _training_images(setting, generator):
         images, mixed = training_batch(images, targets, recipe.training_augment, recipe.cutmix, generator)
         train_step(members, ssd if recipe.mutual_distillation else None, images, targets, mixed)
         seen.append(images)
@@ -441,18 +457,26 @@ def _outer_step(setting: _Setting, state: _State, bar: tqdm) -> list[dict]:  # r
     return rows
 
 # %% ../nbs/09_trainer.ipynb #folder
+def _run(note: Path) -> dict | None:
+    "The run that a results folder says it holds; None where the note is absent or somebody else's."
+    try:
+        run = json.loads(note.read_text())
+        return run if {"hash", "recipe", "data", "seed"} <= set(run) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def _claim(out: Path, recipe: Recipe, data: ImageData, seed: int) -> None:
     "Make the folder this run's, or see that it is. Raises: FileExistsError."
     run = {"recipe": dataclasses.asdict(recipe), "data": data.fingerprint, "seed": seed}
     mine, note = config_hash(run), out / "run.json"
-    if note.is_file():
-        theirs = json.loads(note.read_text())
+    if theirs := _run(note):
         if theirs["hash"] != mine:
             raise FileExistsError(
                 f"{out} holds the run {theirs['hash']} ({theirs['recipe']['name']}, seed {theirs['seed']}), not this one "
                 f"({mine}): pass another `out`; nothing there is overwritten"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(p.name != "run.partial" for p in out.iterdir())):
         raise FileExistsError(f"{out} exists and is not a results folder: pass another `out`; nothing is overwritten")
     else:
         out.mkdir(parents=True, exist_ok=True)
@@ -475,6 +499,12 @@ def _append_history(path: Path, rows: list[dict], outer: int) -> None:
 def check_condense(recipe: Recipe, data: ImageData) -> None:
     "Everything that can be wrong with a recipe on this data, before any work. Raises: ValueError, TypeError, OSError."
     check_initial(data, recipe.ipc, recipe.factor, recipe.init, recipe.packed)
+    needed = images_per_class(recipe.ipc, recipe.factor, recipe.init, recipe.packed)
+    if recipe.pool_per_class is not None and needed > recipe.pool_per_class:
+        raise ValueError(
+            f"ipc {recipe.ipc} at factor {recipe.factor} needs {needed} images of every class, but pool_per_class is "
+            f"{recipe.pool_per_class}: raise it, or lower ipc or factor"
+        )
     for member in recipe.members:
         check_member(member, taps=True)
 

@@ -1,0 +1,255 @@
+"""Bad input: one clear error, before any work and before anything is written. Folders of images: test_data.py."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmdc import Member, Recipe, SyntheticSet, condense, evaluate, evaluation, recipe, trainer
+from hmdc.data import ImageData
+
+
+def noise(classes: tuple[str, ...] = ("cat", "dog", "éléphant"), per_class: int = 8, pixels: int = 16) -> ImageData:
+    n = per_class * len(classes)
+    images = torch.randint(256, (n, 3, pixels, pixels), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(n) % len(classes)
+    return ImageData("noise", classes, images, labels, images, labels)
+
+
+DATA = noise()
+SMOKE = recipe("hmdc", ipc=1, preset="smoke")
+RANDOM = recipe("random", ipc=1)
+
+
+@pytest.fixture(scope="module")
+def syn() -> SyntheticSet:
+    return condense(RANDOM, DATA, progress=False)
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Fails a test in which work begins."""
+    def work(*_, **__):
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(trainer, "_begin", work)
+    monkeypatch.setattr(evaluation, "_evaluate_one", work)
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every file under a folder with its bytes, every folder with None."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def assert_refused(error: type[Exception], match: str, call, *args, out: Path, **kwargs) -> None:
+    """The call raises exactly this kind of error, and leaves the folder around `out` as it was."""
+    before = contents(out.parent)
+    with pytest.raises(error, match=match) as caught:
+        call(*args, out=out, **kwargs)
+    assert caught.type is error
+    assert contents(out.parent) == before
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kwargs, match", [
+    ({"name": "hdmc"}, "unknown method 'hdmc': random, .*hmdc.* are served"),
+    ({"name": "HMDC"}, "unknown method 'HMDC'"),
+    ({"preset": "fast"}, "unknown preset 'fast': paper, quick, smoke are served"),
+    ({"outer_step": 3}, "a recipe has no field outer_step; its fields: .*outer_steps"),
+    ({"lr": 1, "epochs": 2}, "a recipe has no field epochs, lr; its fields"),
+    ({"ipc": 0}, "ipc is 0: it must be at least 1"),
+    ({"ipc": -1}, "ipc is -1: it must be at least 1"),
+    ({"factor": 0}, "factor is 0: it must be at least 1"),
+    ({"inner_steps": 0}, "inner_steps is 0: it must be at least 1"),
+    ({"outer_steps": -1}, "-1 outer steps|outer_steps is -1"),
+    ({"members": ()}, "0 members: nothing can be matched"),
+    ({"init": "noise"}, "init is 'noise': 'random', 'real', 'kmeans' are served"),
+    ({"image_space": "pixels"}, "image_space is 'pixels': 'normalised', 'pixel' are served"),
+    ({"balance": "mean"}, "balance is 'mean': None, 'max', 'sum' are served"),
+    ({"matching_augment": "autoaugment"}, "matching_augment is 'autoaugment': .*'dsa'.* are served"),
+])
+def test_recipes(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        recipe(**{"name": "hmdc", "preset": "smoke"} | kwargs)
+
+
+@pytest.mark.parametrize("field, value", [("ipc", 2.5), ("ipc", "10"), ("factor", "2"), ("pool_per_class", 0),
+                                          ("outer_steps", "4")])
+def test_counts_are_whole_numbers(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value!r}"):
+        recipe("hmdc", preset="smoke", **{field: value})
+
+
+def test_a_recipe_is_checked_however_it_is_made():
+    with pytest.raises(ValueError, match="ipc is 0"):
+        Recipe(ipc=0, members=SMOKE.members)
+    with pytest.raises(ValueError, match="ipc is 0"):
+        RANDOM.replace(ipc=0)
+    with pytest.raises(ValueError, match="has no field epochs"):
+        RANDOM.replace(epochs=3)
+
+
+# --- condense --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("changes, match", [
+    ({"factor": 3}, "factor 3 does not divide the image size 16: choose a divisor, or another image_size"),
+    ({"ipc": 3}, "ipc 3 at factor 2, packed, needs 12 distinct images of every class, but 'cat' has 8: lower ipc"),
+    ({"ipc": 9, "factor": 1, "packed": False}, "ipc 9 needs 9 distinct images of every class, but 'cat' has 8"),
+    ({"ipc": 2, "pool_per_class": 7}, "needs 8 .*pool_per_class"),
+    ({"ipc": 8, "factor": 1, "packed": False, "pool_per_class": 7}, "needs 8 .*pool_per_class"),
+])
+def test_more_than_the_data_has(idle, tmp_path, changes, match):
+    assert_refused(ValueError, match, condense, SMOKE.replace(**changes), DATA, out=tmp_path / "run")
+
+
+def test_the_smallest_class_decides_and_is_named(idle, tmp_path):
+    kept = (DATA.train_labels != 1) | (torch.arange(len(DATA.train_labels)) < 9)
+    data = replace(DATA, train_images=DATA.train_images[kept], train_labels=DATA.train_labels[kept])
+    assert data.class_sizes == [8, 3, 8]
+    assert_refused(ValueError, "needs 4 distinct images of every class, but 'dog' has 3", condense, SMOKE, data,
+                   out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("member, error, match", [
+    (Member("resnet81"), ValueError, r"unknown model 'resnet81'; near names: .*Any name of timm.list_models\(\)"),
+    (Member("no such thing"), ValueError, r"unknown model 'no such thing'\. Any name"),
+    (Member("resnet18", "nowhere"), FileNotFoundError,
+     "weights 'nowhere': no such folder or file; 'scratch', 'imagenet', a folder or a file are served"),
+    (Member("convnet3", "imagnet"), FileNotFoundError, "weights 'imagnet': no such folder or file"),
+])
+def test_members(idle, tmp_path, member, error, match):
+    broken = SMOKE.replace(members=(*SMOKE.members, member))
+    assert_refused(error, match, condense, broken, DATA, out=tmp_path / "run")
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+def refuse_weights(error: type[Exception], match: str, folder: Path, syn: SyntheticSet) -> None:
+    """To condense with, and to evaluate on, even after a model that could be evaluated."""
+    broken = SMOKE.replace(members=(*SMOKE.members, Member("resnet18", str(folder))))
+    assert_refused(error, match, condense, broken, DATA, out=folder.parent / "run")
+    with pytest.raises(error, match=match):
+        evaluate(syn, DATA, ["convnet3", "resnet18"], [0], weights=str(folder), epochs=1)
+
+
+def test_a_weights_folder_without_the_model(idle, tmp_path, syn):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    refuse_weights(FileNotFoundError, r"no weights of resnet18 in .*weights: it holds no safetensors file; expected "
+                                      r"resnet18\[\.tag\]\.safetensors", folder, syn)
+    (folder / "resnet18d.safetensors").touch()  # another model, whose name begins alike
+    refuse_weights(FileNotFoundError, "no weights of resnet18 in .*it holds resnet18d.safetensors", folder, syn)
+
+
+def test_two_weights_of_one_model(idle, tmp_path, syn):
+    (tmp_path / "weights").mkdir()
+    for tag in "ab":
+        (tmp_path / "weights" / f"resnet18.{tag}.safetensors").touch()
+    refuse_weights(ValueError, r"2 weights of resnet18 in .*\(resnet18\.a.*, resnet18\.b.*\): pass one file",
+                   tmp_path / "weights", syn)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all"], ids=["empty", "text"])
+def test_a_weights_file_that_cannot_be_read(idle, tmp_path, syn, content):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "resnet18.safetensors").write_bytes(content)
+    refuse_weights(ValueError, r"resnet18\.safetensors is not a safetensors file", tmp_path / "weights", syn)
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("changes, match", [
+    ({"protocol": "fair"}, "unknown protocol 'fair': corrected, released are served"),
+    ({"models": ["convnet3", "resnet81"]}, "unknown model 'resnet81'; near names"),
+    ({"models": []}, "nothing to evaluate: at least one model and one seed"),
+    ({"seeds": []}, "nothing to evaluate: at least one model and one seed"),
+    ({"epochs": 0}, "epochs is 0: at least one is needed"),
+    ({"data": noise(("cat", "dog"))},
+     "condensed set has the classes cat, dog, éléphant, but noise has cat, dog: evaluate it on the dataset"),
+    ({"data": noise(("cat", "dog", "tiger"))}, "has the classes cat, dog, éléphant, but noise has cat, dog, tiger"),
+    ({"data": noise(("dog", "cat", "éléphant"))}, "has the classes cat, dog, éléphant, but noise has dog, cat"),
+    ({"data": noise(pixels=8)},
+     "condensed images have 16 px, those of noise 8 px: load the dataset with image_size=16"),
+])
+def test_evaluate(idle, syn, changes, match):
+    with pytest.raises(ValueError, match=match):
+        evaluate(**{"syn": syn, "data": DATA, "models": ["convnet3"], "seeds": [0], "epochs": 1} | changes)
+
+
+# --- results folders -------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    """The results folder of a run that ended."""
+    condense(RANDOM, DATA, out=tmp_path / "run", progress=False)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("changed", [
+    {"recipe": RANDOM.replace(ipc=2)}, {"recipe": recipe("random_packed", ipc=1)}, {"seed": 1},
+    {"data": noise(per_class=9)},
+], ids=["recipe", "method", "seed", "data"])
+def test_the_folder_of_another_run_is_never_overwritten(finished, idle, changed):
+    mine = {"recipe": RANDOM, "data": DATA, "seed": 0} | changed
+    match = r"run holds the run \w{12} \(random, seed 0\), not this one \(\w{12}\): pass another `out`; nothing there"
+    assert_refused(FileExistsError, match, condense, **mine, out=finished)
+
+
+def test_the_folder_of_the_same_run_is_read_and_left_alone(finished, idle, syn):
+    before = contents(finished)
+    assert torch.equal(condense(RANDOM, DATA, out=finished).images, syn.images)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "my notes", json.dumps({"hash": 3, "recipe": "dinner"})])
+def test_a_folder_with_somebody_elses_run_json(idle, tmp_path, content):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "run.json").write_text(content)
+    assert_refused(FileExistsError, "is not a results folder: pass another `out`; nothing is overwritten", condense,
+                   RANDOM, DATA, out=tmp_path / "theirs")
+
+
+def test_a_foreign_folder_or_file_is_left_alone(idle, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
+    for out in (tmp_path / "theirs", tmp_path / "theirs" / "thesis.txt"):
+        assert_refused(FileExistsError, "is not a results folder: pass another `out`; nothing is overwritten", condense,
+                       RANDOM, DATA, out=out)
+
+
+def test_an_empty_folder_and_one_left_while_it_was_claimed_are_taken(tmp_path):
+    for name in ("empty", "claimed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "claimed" / "run.partial").write_text('{"hash": "12')
+    for name in ("empty", "claimed"):
+        condense(RANDOM, DATA, out=tmp_path / name, progress=False)
+        assert (tmp_path / name / "synthetic.safetensors").is_file() and (tmp_path / name / "run.json").is_file()
+
+
+# --- condensed sets --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all"], ids=["empty", "text"])
+def test_a_file_that_is_no_condensed_set(tmp_path, content):
+    with pytest.raises(FileNotFoundError, match="no condensed set at .*absent"):
+        SyntheticSet.load(tmp_path / "absent.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="other.safetensors is not a condensed set"):
+        SyntheticSet.load(tmp_path / "other.safetensors")
+
+
+def test_to_folder_overwrites_nothing(tmp_path, syn):
+    (tmp_path / "theirs").mkdir()
+    with pytest.raises(FileExistsError, match="theirs exists: name a folder that does not"):
+        syn.to_folder(tmp_path / "theirs")
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+def test_a_class_name_with_a_slash_stays_one_folder(tmp_path, syn):
+    """Fashion-MNIST has a class T-shirt/top."""
+    named = replace(syn, classes=("T-shirt/top", "../out", "plain"))
+    named.to_folder(tmp_path / "set")
+    assert len([path for path in (tmp_path / "set").iterdir() if path.is_dir()]) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
