@@ -19,7 +19,7 @@ setup: $(INSTALLED) ## Create .venv and install everything into it (about 5 GB; 
 
 table1: setup ## Regenerate Table 1 on digits, preset quick, and print it (minutes on two cores; finished runs are kept)
 	@mkdir -p runs
-	@$(ENV) papermill nbs/reproduce_table1.ipynb runs/table1.ipynb -k python3 -l python
+	@$(ENV) papermill nbs/reproduce_table1.ipynb runs/table1.ipynb -k python3 -l python --log-output --no-progress-bar
 	@cat figures/table1-digits-quick.txt
 
 test: setup ## Check that notebooks and modules agree, run every notebook's tests, then pytest

@@ -64,7 +64,7 @@ INITIAL_STATE = {  # the row that holds an optimised row's own initial images
 # %% ../nbs/10_recipes.ipynb #presets
 _SCALED = {
     "paper": {},
-    "quick": dict(outer_steps=4, inner_steps=10, real_batch=32, train_images=512, pool_per_class=500),
+    "quick": dict(outer_steps=3, inner_steps=10, real_batch=32, train_images=256, pool_per_class=500),
     "smoke": dict(outer_steps=1, inner_steps=2, real_batch=8, train_images=32, train_batch=16, pool_per_class=50),
 }
 
