@@ -489,8 +489,8 @@ def _append_history(path: Path, rows: list[dict], outer: int) -> None:
     "Write the history up to and with one outer iteration, dropping what an interrupted run left of it."
     frame = pd.DataFrame(rows)
     if path.is_file():
-        earlier = pd.read_csv(path, float_precision="round_trip")
-        frame = pd.concat([earlier[earlier.outer < outer], frame])
+        earlier = pd.read_csv(path, dtype=str, keep_default_na=False)  # as text, so that no digit moves
+        frame = pd.concat([earlier[earlier.outer.astype(int) < outer], frame])
     partial = path.with_suffix(".partial")
     frame.to_csv(partial, index=False)
     os.replace(partial, path)
