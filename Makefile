@@ -34,8 +34,8 @@ export: setup ## Write the modules from the notebooks, and clean the notebooks
 	@$(ENV) nbdev_export
 	@$(ENV) nbdev_clean
 
-publish: ## Copy Table 1's figures and tables to figures/published, where git keeps them
-	@cp -v figures/table1-* figures/published/
+publish: ## Copy Table 1's figures and tables, but those of preset smoke, to figures/published, where git keeps them
+	@cp -v $$(ls figures/table1-* | grep -v -e '-smoke') figures/published/
 
 wheel: setup ## Build the wheel and the source archive into dist/
 	@$(ENV) python -m build --quiet

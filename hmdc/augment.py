@@ -26,7 +26,7 @@ STRENGTH = {
 
 
 def _pixels(op: str, image_size: int) -> int:
-    """The strength of `crop` or `cutout` in pixels, rounded half up."""
+    "The strength of `crop` or `cutout` in pixels, rounded half up."
     return int(image_size * STRENGTH[op] + 0.5)
 
 # %% ../nbs/02_augment.ipynb #flip
@@ -34,7 +34,7 @@ def flip(
     images: torch.Tensor,  # [B,C,H,W]
     flipped: torch.Tensor,  # [n] bool, n = 1 or B
 ) -> torch.Tensor:  # [B,C,H,W]
-    """Mirror the images left to right where `flipped`."""
+    "Mirror the images left to right where `flipped`."
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
 # %% ../nbs/02_augment.ipynb #brightness
@@ -42,7 +42,7 @@ def brightness(
     images: torch.Tensor,  # [B,C,H,W]
     added: torch.Tensor,  # [n], in units of the normalised images
 ) -> torch.Tensor:
-    """Add one value to all pixels of an image."""
+    "Add one value to all pixels of an image."
     return images + added.view(-1, 1, 1, 1)
 
 # %% ../nbs/02_augment.ipynb #saturation
@@ -50,7 +50,7 @@ def saturation(
     images: torch.Tensor,  # [B,C,H,W]
     factor: torch.Tensor,  # [n], 0 is grey, 1 changes nothing
 ) -> torch.Tensor:
-    """Move each pixel along the line from its grey value."""
+    "Move each pixel along the line from its grey value."
     grey = images.mean(1, keepdim=True)
     # (x - mean over channels) s + mean over channels
     return (images - grey) * factor.view(-1, 1, 1, 1) + grey
@@ -60,7 +60,7 @@ def contrast(
     images: torch.Tensor,  # [B,C,H,W]
     factor: torch.Tensor,  # [n], 0 is flat, 1 changes nothing
 ) -> torch.Tensor:
-    """Move each pixel along the line from the mean of its image."""
+    "Move each pixel along the line from the mean of its image."
     mean = images.mean((1, 2, 3), keepdim=True)
     # (x - mean over C, H, W) c + mean over C, H, W
     return (images - mean) * factor.view(-1, 1, 1, 1) + mean
@@ -70,7 +70,7 @@ def crop(
     images: torch.Tensor,  # [B,C,H,W]
     shift: torch.Tensor,  # [n,2] int64, pixels (row, column)
 ) -> torch.Tensor:
-    """Shift the window that is cut out of the image padded with zeros."""
+    "Shift the window that is cut out of the image padded with zeros."
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) + shift[:, :1]  # [n,H]
     columns = torch.arange(width, device=images.device) + shift[:, 1:]  # [n,W]
@@ -86,7 +86,7 @@ def cutout(
     images: torch.Tensor,  # [B,C,H,W]
     centre: torch.Tensor,  # [n,2] int64, pixels (row, column)
 ) -> torch.Tensor:
-    """Set a window of half the image's side to zero."""
+    "Set a window of half the image's side to zero."
     size = _pixels("cutout", images.shape[-1])
 
     def covered(length: int, middle: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def cutout(
 
 # %% ../nbs/02_augment.ipynb #warp
 def _warp(images: torch.Tensor, matrix: torch.Tensor, align_corners: tuple[bool, bool]) -> torch.Tensor:
-    """Sample the images at `matrix` [n,2,2] times the coordinates of each pixel."""
+    "Sample the images at `matrix` [n,2,2] times the coordinates of each pixel."
     theta = F.pad(matrix, (0, 1)).expand(len(images), 2, 3)  # no translation
     grid = F.affine_grid(theta, list(images.shape), align_corners=align_corners[0])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners[1])
@@ -109,7 +109,7 @@ def scale(
     factor: torch.Tensor,  # [n,2], (row, column), above 1 shrinks the content
     _align_corners: tuple[bool, bool] = (True, True),  # of the grid, of the sampling
 ) -> torch.Tensor:
-    """Scale each axis by a factor of its own, about the centre."""
+    "Scale each axis by a factor of its own, about the centre."
     # A = diag(s_column, s_row)
     return _warp(images, torch.diag_embed(factor.flip(1)), _align_corners)
 
@@ -119,7 +119,7 @@ def rotate(
     angle: torch.Tensor,  # [n], radians, positive turns the content counter-clockwise
     _align_corners: tuple[bool, bool] = (True, True),  # of the grid, of the sampling
 ) -> torch.Tensor:
-    """Rotate about the centre."""
+    "Rotate about the centre."
     # A = [[cos, -sin], [sin, cos]]
     matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
     return _warp(images, matrix, _align_corners)
@@ -141,7 +141,7 @@ _OPERATIONS = {op.__name__: op for op in (flip, brightness, saturation, contrast
 
 # %% ../nbs/02_augment.ipynb #steps
 def _steps(strategy: str | tuple) -> tuple:
-    """The steps of a strategy, each as a tuple of alternatives; ValueError where something is unknown."""
+    "The steps of a strategy, each as a tuple of alternatives; ValueError where something is unknown."
     if isinstance(strategy, str):
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown augmentation strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}, "
@@ -156,7 +156,7 @@ def _steps(strategy: str | tuple) -> tuple:
 
 # %% ../nbs/02_augment.ipynb #draw-values
 def _draw_values(op: str, n: int, image_size: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw `n` values for one operation, in the units that the operation takes."""
+    "Draw `n` values for one operation, in the units that the operation takes."
     strength = STRENGTH[op]
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -227,12 +227,12 @@ def augment(
     strategy: str | tuple,  # a name in STRATEGIES, or the tuple of its steps
     generator: torch.Generator,  # on the CPU
 ) -> torch.Tensor:  # [B,C,H,W]
-    """Augment each image by a draw of its own: for training and evaluating networks."""
+    "Augment each image by a draw of its own: for training and evaluating networks."
     return apply(images, draw(strategy, len(images), images.shape[-1], generator))
 
 # %% ../nbs/02_augment.ipynb #box
 def _box(image_size: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Draw CutMix's box: top, bottom, left, right, the ends exclusive."""
+    "Draw CutMix's box: top, bottom, left, right, the ends exclusive."
     # side = sqrt(1 - lambda_0), lambda_0 ~ Beta(1, 1) = U(0, 1)
     half = int(image_size * math.sqrt(1 - float(torch.rand((), generator=generator)))) // 2
     row, column = torch.randint(image_size, (2,), generator=generator).tolist()
@@ -245,7 +245,7 @@ def mix(
     partner: torch.Tensor,  # [N] int64, whose box each image gets
     box: tuple[int, int, int, int],  # top, bottom, left, right in pixels, the ends exclusive
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace the box of each image by its partner's, and mix the targets by area."""
+    "Replace the box of each image by its partner's, and mix the targets by area."
     top, bottom, left, right = box
     replaced = torch.zeros(images.shape[-2:], dtype=torch.bool, device=images.device)
     replaced[top:bottom, left:right] = True
@@ -276,7 +276,7 @@ def cutmix(
 
 # %% ../nbs/02_augment.ipynb #training-batch
 def _without_cutout(strategy: str | tuple) -> tuple:
-    """The steps of a strategy less cutout."""
+    "The steps of a strategy less cutout."
     steps = (tuple(op for op in step if op != "cutout") for step in _steps(strategy))
     return tuple(step for step in steps if step)
 
@@ -288,7 +288,7 @@ def training_batch(
     p: float,  # probability of CutMix
     generator: torch.Generator,  # on the CPU
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:  # augmented images; mixed images and targets, or None
-    """Augment a batch per image and, with probability p, mix it too."""
+    "Augment a batch per image and, with probability p, mix it too."
     if float(torch.rand((), generator=generator)) >= p:
         return augment(images, strategy, generator), None
     images = augment(images, _without_cutout(strategy), generator)

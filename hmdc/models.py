@@ -59,6 +59,13 @@ def _convnet_block(in_chans: int, width: int) -> nn.Sequential:
         nn.AvgPool2d(2),
     )
 
+def _map_size(img_size: int | tuple[int, int], depth: int) -> int:
+    "Side of the last map. Raises: ValueError."
+    size = min(to_2tuple(img_size))
+    if size < 2**depth:
+        raise ValueError(f"a ConvNet of depth {depth} needs images of at least {2**depth} px, not {size}")
+    return size // 2**depth
+
 # %% ../nbs/03_models.ipynb #convnet
 class ConvNet(nn.Module):
     "The ConvNet of dataset condensation (Gidaris and Komodakis 2018), with timm's interface."
@@ -72,11 +79,8 @@ class ConvNet(nn.Module):
         depth: int = 3,  # blocks; each halves the map
     ):
         super().__init__()
-        size = min(to_2tuple(img_size))
-        if size < 2**depth:
-            raise ValueError(f"a ConvNet of depth {depth} needs images of at least {2**depth} px, not {size}")
         self.blocks = nn.Sequential(*(_convnet_block(width if i else in_chans, width) for i in range(depth)))
-        self.num_features = self.head_hidden_size = width * (size // 2**depth) ** 2
+        self.num_features = self.head_hidden_size = width * _map_size(img_size, depth) ** 2
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None):
@@ -202,7 +206,7 @@ def check_weights(
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
-# %% ../nbs/03_models.ipynb #start
+# %% ../nbs/03_models.ipynb #backbone
 class _Start(NamedTuple):
     "What a network starts from."
 
@@ -222,7 +226,7 @@ def _without_classifier(state: dict[str, torch.Tensor], name: str) -> dict[str, 
     head = _classifier_prefixes(name)
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items() if not k.startswith(head)}
 
-
+# %% ../nbs/03_models.ipynb #start
 @lru_cache(maxsize=None)
 def _start(name: str, weights: str, kwargs: tuple) -> _Start:
     "Read the weights that a network starts from, once per process."
@@ -316,7 +320,7 @@ def create_model(
         model.load_state_dict(start.state, strict=False)
     return Network(model, size, start.truth)
 
-# %% ../nbs/03_models.ipynb #tap
+# %% ../nbs/03_models.ipynb #split
 class Feature(NamedTuple):
     "One layer's feature, split (paper, section 3.3)."
 
@@ -339,7 +343,7 @@ def _split(feature: torch.Tensor | tuple) -> Feature:
         return Feature(prefix[:, 0], spatial)
     return Feature(feature.mean((2, 3)), feature)
 
-
+# %% ../nbs/03_models.ipynb #tap
 def tap(
     network: Network,
     x: torch.Tensor,  # [B,3,H,W], normalised

@@ -59,7 +59,7 @@ class SpatialSemanticDecomposition(nn.Module):
             return z_a, torch.einsum("ij,bjtw->bitw", self.layer_weights(), z_b)
         return torch.einsum("ij,bjtw->bitw", self.layer_weights(), z_a), z_b
 
-
+# %% ../nbs/07_ssd.ipynb #shapes
 def shapes(features: list[Feature]) -> list[tuple[int, int, int]]:
     "(C, h, w) of every layer."
     return [tuple(f.spatial.shape[1:]) for f in features]

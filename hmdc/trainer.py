@@ -50,7 +50,7 @@ _CHOICES = {
 _POSITIVE = "ipc factor real_batch synthetic_batch refresh_every sample_every inner_steps train_images train_batch"
 _AT_LEAST = dict.fromkeys(_POSITIVE.split(), 1) | {"pool_per_class": 1, "outer_steps": 0}
 
-
+# %% ../nbs/09_trainer.ipynb #checked
 class _Checked:
     "Values are checked when a recipe is made, so that a typo never waits for a run."
 
@@ -320,7 +320,7 @@ class _Setting:
         images = images.clamp(0, 1).cpu()
         return SyntheticSet(images, self.data.classes, self.recipe.factor, self.data.mean, self.data.std, meta)
 
-
+# %% ../nbs/09_trainer.ipynb #choose-pools
 def _setting(recipe: Recipe, data: ImageData, device: torch.device, generator: torch.Generator) -> _Setting:
     "Choose the pool of real images, once for the whole run."
     pools = []
@@ -465,7 +465,7 @@ def _run(note: Path) -> dict | None:
     except (OSError, ValueError, TypeError):
         return None
 
-
+# %% ../nbs/09_trainer.ipynb #claim
 def _claim(out: Path, recipe: Recipe, data: ImageData, seed: int) -> None:
     "Make the folder this run's, or see that it is. Raises: FileExistsError."
     run = {"recipe": dataclasses.asdict(recipe), "data": data.fingerprint, "seed": seed}
@@ -484,7 +484,7 @@ def _claim(out: Path, recipe: Recipe, data: ImageData, seed: int) -> None:
         partial.write_text(json.dumps({"hash": mine} | run, indent=1))
         os.replace(partial, note)
 
-
+# %% ../nbs/09_trainer.ipynb #history
 def _append_history(path: Path, rows: list[dict], outer: int) -> None:
     "Write the history up to and with one outer iteration, dropping what an interrupted run left of it."
     frame = pd.DataFrame(rows)

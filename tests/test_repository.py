@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import papermill
@@ -72,6 +72,13 @@ def test_module_imports_only_what_is_required(path: Path):
     for name in sorted(third_party):
         providers = {distribution.lower() for distribution in distributions.get(name, [name])}
         assert providers & required, f"{path.name} imports {name}, which settings.ini does not require"
+
+
+def test_installing_the_package_pulls_in_no_notebook_tools():
+    plain = [item for item in requires("hmdc") if "extra ==" not in item]
+    assert plain, "the package states no requirements"
+    for tool in ("nbdev", "fastcore", "papermill", "jupyter", "ipykernel", "ipywidgets", "pytest"):
+        assert not any(item.startswith(tool) for item in plain), f"pip install hmdc would bring {tool}"
 
 
 def test_every_module_has_its_notebook():
