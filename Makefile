@@ -25,7 +25,7 @@ table1: setup ## Regenerate Table 1 on digits, preset quick, and print it (minut
 test: setup ## Check that notebooks and modules agree, run every notebook's tests, then pytest
 	@$(ENV) pytest --quiet tests/test_sync.py
 	@$(ENV) OMP_NUM_THREADS=1 nbdev_test
-	@$(ENV) pytest --ignore tests/test_sync.py
+	@$(ENV) OMP_NUM_THREADS=1 pytest --ignore tests/test_sync.py
 
 slow: setup ## Run the slow tests (architectures at 224 px)
 	@$(ENV) pytest -m slow
