@@ -1,5 +1,6 @@
 """The reproduce notebook as people run it: through papermill, at preset smoke."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_bad_parameter_raises_before_any_work(tmp_path, parameters, message):
     with pytest.raises(papermill.PapermillExecutionError, match=message):
         execute(tmp_path, **parameters)
     assert not (tmp_path / "kept").exists()
+
+
+def test_cells_can_be_run_again_with_other_parameters(monkeypatch):
+    monkeypatch.chdir(ROOT / "nbs")
+    cells = {cell["id"]: "".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]}
+    names = {}
+    for preset in ("quick", "smoke"):
+        for cell in ("imports", "parameters", "resolve"):
+            exec(cells[cell].replace('preset: str = "quick"', f'preset: str = "{preset}"'), names)
+        assert names["settings"].preset == preset
 
 
 def test_help_reads_as_a_manual():
