@@ -9,11 +9,13 @@ from configparser import ConfigParser
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import pytest
 import yaml
 
 import hmdc
+from hmdc.report import table
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -153,3 +155,17 @@ def test_reproduce_notebook_explains_its_parameters(path: Path):
     parameters = papermill.inspect_notebook(str(path))
     assert list(parameters) == [statement.target.id for statement in statements]
     assert not [name for name, parameter in parameters.items() if not parameter["help"]], "a parameter without # help"
+
+
+# --- numbers
+
+
+@each(sorted((ROOT / "figures" / "published").glob("table1-*.csv")))
+def test_readme_shows_the_published_results(path: Path):
+    frame = pd.read_csv(path)
+    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    if path.name in readme:
+        rows = table(frame)
+        for line in [f"| method | {' | '.join(rows.columns)} |", *(f"| {m} | {' | '.join(r)} |" for m, r in rows.iterrows())]:
+            assert line in readme, f"README.md cites {path.name}, which says: {line}"
