@@ -352,7 +352,8 @@ def tap(
     model = network.model
     _check_tappable(model)
     known = inspect.signature(model.forward_intermediates).parameters
-    takes_prefix = "return_prefix_tokens" in known and getattr(model, "num_prefix_tokens", 0) > 0
+    # register tokens alone are no class token
+    takes_prefix = "return_prefix_tokens" in known and getattr(model, "cls_token", None) is not None
     final, maps = model.forward_intermediates(
         network.resize(x), **({"return_prefix_tokens": True} if takes_prefix else {})
     )
@@ -405,4 +406,9 @@ def check_member(
     probe = _probe(member.model)
     if taps:
         _check_tappable(probe)
+    try:
+        with torch.device("meta"):
+            timm.create_model(member.model, **dict(member.kwargs))
+    except TypeError as error:
+        raise ValueError(f"{member.model} does not take {dict(member.kwargs)}: {error}") from error
     return check_weights(member.model, member.weights)
