@@ -298,10 +298,13 @@ def run(experiment: Experiment, say=print) -> None:
 
 # %% ../nbs/15_experiment.ipynb #results
 def results(experiment: Experiment) -> pd.DataFrame:
-    "The kept results as a tidy frame: a row per method, seed and model. Raises: FileNotFoundError."
+    "The kept results as a tidy frame: a row per method, seed and model, with its budget. Raises: FileNotFoundError."
     settings = experiment.settings
     paths = [result_file(experiment, method, seed, model)
              for method in settings.methods for seed in settings.seeds for model in settings.models]
     if missing := [p for p in paths if not p.is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} results are not there yet: run the experiment first")
-    return pd.DataFrame(json.loads(p.read_text()) for p in paths)
+    frame = pd.DataFrame(json.loads(p.read_text()) for p in paths)
+    budget = {m: r.outer_steps * r.inner_steps for m, r in ((m, experiment.recipe(m)) for m in settings.methods)}
+    frame.insert(frame.columns.get_loc("method") + 1, "iterations", frame["method"].map(budget))
+    return frame
