@@ -245,9 +245,7 @@ def _result(experiment: Experiment, syn: SyntheticSet, method: str, seed: int, m
     settings = experiment.settings
     row = evaluate(syn, experiment.data, [model], [seed], settings.protocol, settings.weights, experiment.epochs,
                    settings.device, progress=False).iloc[0].to_dict()
-    setting = {"dataset": experiment.data.name, "preset": settings.preset, "ipc": settings.ipc, "method": method}
-    made = {"weights_asked": settings.weights, "condense_seconds": syn.meta["seconds"]}
-    return setting | row | made | provenance()
+    return {"method": method} | row | {"condense_seconds": syn.meta["seconds"]} | provenance()
 
 # %% ../nbs/15_experiment.ipynb #run-one
 def _run_one(experiment: Experiment, method: str, seed: int) -> str:
@@ -300,11 +298,13 @@ def run(experiment: Experiment, say=print) -> None:
 def results(experiment: Experiment) -> pd.DataFrame:
     "The kept results as a tidy frame: a row per method, seed and model, with its budget. Raises: FileNotFoundError."
     settings = experiment.settings
-    paths = [result_file(experiment, method, seed, model)
-             for method in settings.methods for seed in settings.seeds for model in settings.models]
+    runs = [(method, seed, m) for method in settings.methods for seed in settings.seeds for m in settings.models]
+    paths = [result_file(experiment, *run) for run in runs]
     if missing := [p for p in paths if not p.is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} results are not there yet: run the experiment first")
-    frame = pd.DataFrame(json.loads(p.read_text()) for p in paths)
+    # A result may be shared with another experiment, so what was asked for here is not kept in it.
+    asked = {"dataset": experiment.data.name, "preset": settings.preset, "ipc": settings.ipc, "weights_asked": settings.weights}
+    frame = pd.DataFrame(asked | json.loads(p.read_text()) for p in paths)
     budget = {m: r.outer_steps * r.inner_steps for m, r in ((m, experiment.recipe(m)) for m in settings.methods)}
     frame.insert(frame.columns.get_loc("method") + 1, "iterations", frame["method"].map(budget))
     return frame
