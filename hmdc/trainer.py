@@ -29,9 +29,8 @@ from .md import mutual_distillation_loss, mutual_distillation_target
 from .models import Feature, Member, Network, check_member, create_model, seeded, stream, tap
 from .provenance import config_hash, provenance
 from .ssd import SpatialSemanticDecomposition, shapes
-from hmdc.synthetic import (
-    SyntheticSet, check_initial, cluster_representatives, embed, images_per_class, initial_images, unpack
-)
+from .synthetic import SyntheticSet, check_initial, images_per_class, initial_images, unpack
+from .synthetic import cluster_representatives, embed
 
 # %% ../nbs/09_trainer.ipynb #recipe-checks
 _CHOICES = {
