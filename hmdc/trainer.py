@@ -4,27 +4,33 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'Recipe', 'image_update', 'LiveMember', 'train_step', 'ssd_step', 'recipe_targets', 'class_gradient',
-           'match_class', 'batches', 'check_condense', 'condense']
+           'matched_images', 'match_class', 'batches', 'check_condense', 'condense']
 
 # %% ../nbs/09_trainer.ipynb #imports
+import copy
 import dataclasses
 import itertools
 import json
 import os
+import shutil
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable, TypeVar
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from .augment import STRATEGIES, apply, draw, training_batch
 from .data import ImageData
 from .gbm import GradientBalance
-from .matching import Batch, GradientMatching, cross_entropy_target
+from .matching import Batch, CompiledMatching, GradientMatching, cross_entropy_target
 from .md import mutual_distillation_loss, mutual_distillation_target
 from .models import Feature, Member, Network, check_member, create_model, seeded, stream, tap
 from .provenance import config_hash, provenance
@@ -45,6 +51,7 @@ _CHOICES = {
     "real_choice": ("random", "kmeans"),
     "matching_augment": tuple(STRATEGIES),
     "training_augment": tuple(STRATEGIES),
+    "precision": ("fp32", "bf16"),
 }
 _POSITIVE = "ipc factor real_batch synthetic_batch refresh_every sample_every inner_steps train_images train_batch"
 _AT_LEAST = dict.fromkeys(_POSITIVE.split(), 1) | {"pool_per_class": 1, "outer_steps": 0}
@@ -111,6 +118,7 @@ class Recipe(_Checked):
     train_batch: int = 128
     net_momentum: float = 0.0
     net_weight_decay: float = 0.0
+    precision: str = "fp32"  # "fp32", or "bf16": products of matrices and convolutions in half the bits
     snapshots: tuple[int, ...] = ()  # numbers of finished outer iterations after which the images are kept
 
 # %% ../nbs/09_trainer.ipynb #image-update
@@ -234,29 +242,35 @@ def class_gradient(
     gbm.observe(label, magnitudes)
     return torch.einsum("t,t...->...", gbm.weights(label).to(parts), parts), magnitudes
 
-# %% ../nbs/09_trainer.ipynb #match-class
-def match_class(
+# %% ../nbs/09_trainer.ipynb #matched-images
+def matched_images(
     stored: torch.Tensor,  # [ipc,3,H,W] in the units of recipe.image_space
     real: torch.Tensor,  # [B,3,H,W] normalised
-    label: int,
-    networks: list[Network],
-    targets: list[GradientMatching],
     recipe: Recipe,
     mean: torch.Tensor,  # [3]
     std: torch.Tensor,  # [3]
     generator: torch.Generator,  # for the draws of augmentation and of synthetic images
-) -> list[torch.Tensor]:  # a scalar per target, with graph
-    "Values of all targets for one class."
+) -> tuple[torch.Tensor, torch.Tensor]:  # real [B,3,H,W], synthetic [M,3,H,W] with graph: normalised, augmented
+    "What the networks see of one class: unpacked, and augmented by one draw."
     synthetic = unpack(stored, recipe.factor)
     if len(synthetic) > recipe.synthetic_batch:
         synthetic = synthetic[torch.randperm(len(synthetic), generator=generator)[: recipe.synthetic_batch]]
     if recipe.image_space == "pixel":
         synthetic = (synthetic - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     draws = draw(recipe.matching_augment, 1, real.shape[-1], generator)
-    batches = []
-    for images in (real, synthetic):
-        labels = torch.full((len(images),), label, device=images.device)
-        batches.append(Batch.through(networks, apply(images, draws), labels))
+    return apply(real, draws), apply(synthetic, draws)
+
+# %% ../nbs/09_trainer.ipynb #match-class
+def match_class(
+    real: torch.Tensor,  # [B,3,H,W] normalised, augmented
+    synthetic: torch.Tensor,  # [M,3,H,W] likewise, with graph
+    label: int,
+    networks: list[Network],
+    targets: list[GradientMatching],
+) -> list[torch.Tensor]:  # a scalar per target, with graph
+    "Values of all targets for one class."
+    labels = (torch.full((len(x),), label, device=x.device) for x in (real, synthetic))
+    batches = [Batch.through(networks, images, each) for images, each in zip((real, synthetic), labels)]
     return [target(*batches) for target in targets]
 
 # %% ../nbs/09_trainer.ipynb #state
@@ -287,6 +301,89 @@ class _State:
         for name, value in kept.items():
             setattr(self, name, value)
 
+# %% ../nbs/09_trainer.ipynb #engine
+_Result = TypeVar("_Result")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+@dataclass
+class _Engine:
+    "How an image step is computed: how many classes at once, plain or compiled."
+
+    at_once: int | None  # classes side by side, each in a thread of its own; None: to be measured
+    compiled: bool
+    matching: CompiledMatching | None = None  # for batches of one shape
+    shape: tuple | None = None
+    followers: list[nn.Module] = dataclasses.field(default_factory=list)  # what the compiled function reads
+
+    def each(self, work: Callable[[int], _Result], n: int) -> list[_Result]:
+        "Do the work of `n` classes; with half as many at once, where memory does not suffice."
+        done = {}
+        while len(done) < n:
+            threads = max(1, torch.get_num_threads() // self.at_once)
+            with ThreadPoolExecutor(self.at_once, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+                left = {i: pool.submit(work, i) for i in range(n) if i not in done}
+            for i, future in left.items():
+                if error := future.exception():
+                    if self.at_once == 1 or not _out_of_memory(error):
+                        raise error
+                else:
+                    done[i] = future.result()
+            if len(done) < n:
+                self.at_once //= 2
+                warnings.warn(f"out of memory: going on with {self.at_once} classes at once")
+        return [done[i] for i in range(n)]
+
+# %% ../nbs/09_trainer.ipynb #memory
+def _graph_bytes(work: Callable[[], object]) -> int:
+    "Memory that autograd keeps for the second derivative of some work."
+    kept = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        work()
+    return sum(kept.values())
+
+
+def _free_bytes() -> float:
+    "Main memory that can be had, infinity where the system does not tell."
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+
+
+def _side_by_side(work: Callable[[], object], n_classes: int, device: torch.device) -> int:
+    "How many classes to take at once: a core for each, as far as memory goes. A GPU takes one after the other."
+    if device.type != "cpu":
+        return 1
+    # Gradients on their way back need about as much again as the graph.
+    fit = _free_bytes() // max(2 * _graph_bytes(work), 1)
+    return int(max(1, min(torch.get_num_threads(), n_classes, fit)))
+
+# %% ../nbs/09_trainer.ipynb #compile-decision
+_COMPILE_FROM = 20_000  # passes of a class in a run (the paper's has 100,000) that make up for minutes of compiling
+
+
+def _compiles(recipe: Recipe, n_classes: int, asked: bool | None) -> bool:
+    "Whether to compile. Warns where it was asked for and cannot be."
+    if not recipe.members or not (asked or asked is None):
+        return False
+    passes = recipe.outer_steps * recipe.inner_steps * n_classes
+    if asked is None and passes < _COMPILE_FROM:
+        return False
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        warnings.warn("no C++ compiler: the plain path is taken, slower and with the same results")
+        return False
+    return True
+
 # %% ../nbs/09_trainer.ipynb #setting
 @dataclass
 class _Setting:
@@ -298,6 +395,11 @@ class _Setting:
     pools: list[torch.Tensor]  # uint8 images of each class, on the device
     mean: torch.Tensor  # [3], on the device
     std: torch.Tensor
+    engine: _Engine
+
+    def autocast(self) -> torch.autocast:
+        "The precision of the recipe, entered anew for every step: within it, converted weights are kept."
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def real(self, label: int, chosen: torch.Tensor) -> torch.Tensor:
         "Normalised real images of one class."
@@ -320,7 +422,9 @@ class _Setting:
         return SyntheticSet(images, self.data.classes, self.recipe.factor, self.data.mean, self.data.std, meta)
 
 # %% ../nbs/09_trainer.ipynb #choose-pools
-def _setting(recipe: Recipe, data: ImageData, device: torch.device, generator: torch.Generator) -> _Setting:
+def _setting(
+    recipe: Recipe, data: ImageData, device: torch.device, generator: torch.Generator, engine: _Engine
+) -> _Setting:
     "Choose the pool of real images, once for the whole run."
     pools = []
     for label in range(data.num_classes):
@@ -328,7 +432,7 @@ def _setting(recipe: Recipe, data: ImageData, device: torch.device, generator: t
         if recipe.pool_per_class is not None:
             images = images[torch.randperm(len(images), generator=generator)[: recipe.pool_per_class]]
         pools.append(images.to(device))
-    return _Setting(recipe, data, device, pools, data.mean.to(device), data.std.to(device))
+    return _Setting(recipe, data, device, pools, data.mean.to(device), data.std.to(device), engine)
 
 # %% ../nbs/09_trainer.ipynb #choose-real
 def _choose_real(
@@ -341,40 +445,116 @@ def _choose_real(
     if inner % recipe.refresh_every:
         return kept
     network = members[inner // recipe.refresh_every % len(members)].network
-    return [
-        cluster_representatives(
-            embed(network, pool, setting.data, setting.device), recipe.real_batch, streams["clustering"]
+    with setting.autocast():
+        embedded = [embed(network, pool, setting.data, setting.device) for pool in setting.pools]
+    return [cluster_representatives(e, recipe.real_batch, streams["clustering"]) for e in embedded]
+
+# %% ../nbs/09_trainer.ipynb #turns
+def _at_turn(setting: _Setting, state: _State) -> torch.Tensor:  # as state.images
+    "The images of every class as they stand when its turn comes."
+    if setting.recipe.image_step == "all":
+        return state.images
+    images, momentum, stand = state.images, state.momentum, []
+    for label in range(len(images)):
+        stand.append(images[label])
+        images, momentum = image_update(
+            images, torch.zeros_like(images), momentum, setting.recipe, setting.mean, setting.std
         )
-        for pool in setting.pools
-    ]
+    return torch.stack(stand)
+
+
+def _update(setting: _Setting, state: _State, gradient: torch.Tensor) -> None:
+    "Move the images by the gradients of all classes, at once or in turn."
+    if setting.recipe.image_step == "all":
+        parts = [gradient]
+    else:
+        own = torch.eye(len(gradient), dtype=torch.bool, device=gradient.device)
+        parts = [torch.where(row.view(-1, 1, 1, 1, 1), gradient, 0) for row in own]
+    for part in parts:
+        state.images, state.momentum = image_update(
+            state.images, part, state.momentum, setting.recipe, setting.mean, setting.std
+        )
+
+# %% ../nbs/09_trainer.ipynb #compile
+def _compile(setting: _Setting, networks: list[Network], ssd: Pairs, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    "Make the compiled function, on copies that follow the members and maps from step to step."
+    engine, copies = setting.engine, copy.deepcopy((networks, ssd))
+    matching = CompiledMatching(copies[0], recipe_targets(setting.recipe, copies[1]), pair[0][:2])
+    real, synthetic = (images.detach() for images in pair)
+
+    def first_calls(_) -> None:
+        with setting.autocast():
+            matching(real, synthetic, 0)
+            matching(real, synthetic, 0, torch.ones(len(matching.targets), device=real.device))
+
+    engine.each(first_calls, 1)  # in a thread like those that will call it: the code is for its number of cores
+    engine.followers = [*copies[0], *copies[1].values()]
+    engine.shape, engine.matching = (real.shape, synthetic.shape), matching
+
+
+def _prepare(
+    setting: _Setting, networks: list[Network], ssd: Pairs, targets: list[GradientMatching],
+    pair: tuple[torch.Tensor, torch.Tensor],  # images of one class as the networks see them
+) -> None:
+    "Get the engine ready for an image step."
+    engine = setting.engine
+    if engine.at_once is None:
+        work = lambda: match_class(*pair, 0, networks, targets)  # noqa: E731
+        engine.at_once = _side_by_side(work, setting.data.num_classes, setting.device)
+    if engine.compiled and engine.matching is None:
+        try:
+            _compile(setting, networks, ssd, pair)
+        except RuntimeError as error:
+            warnings.warn(f"the image step cannot be compiled ({type(error).__name__}): the plain path is taken")
+            engine.compiled = False
+    for follower, module in zip(engine.followers, [*networks, *ssd.values()]):
+        follower.load_state_dict(module.state_dict())
+
+# %% ../nbs/09_trainer.ipynb #class-step
+def _class_step(
+    setting: _Setting, networks: list[Network], targets: list[GradientMatching], gbm: GradientBalance | None,
+    stored: torch.Tensor, real: torch.Tensor, synthetic: torch.Tensor, label: int, sample: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:  # gradient on stored, magnitudes, values
+    "One class of an image step, by the compiled function where there is one for these shapes."
+    matching = setting.engine.matching
+    with setting.autocast():
+        if matching is None or setting.engine.shape != (real.shape, synthetic.shape):
+            values = match_class(real, synthetic, label, networks, targets)
+        elif sample:
+            parts, found = matching(real, synthetic.detach(), label)
+            values = [(part * synthetic).sum() for part in parts]  # whose gradient on the synthetic images is the part
+        else:
+            weights = gbm.weights(label) if gbm else torch.ones(len(targets), device=real.device)
+            slope, found = matching(real, synthetic.detach(), label, weights)
+            return torch.autograd.grad(synthetic, stored, slope)[0], None, found
+    gradient, magnitudes = class_gradient(stored, values, gbm, label, sample)
+    return gradient, magnitudes, found if matching and sample else torch.stack(values).detach()
 
 # %% ../nbs/09_trainer.ipynb #image-step
 def _image_step(
-    setting: _Setting, state: _State, networks: list[Network], targets: list[GradientMatching],
+    setting: _Setting, state: _State, networks: list[Network], ssd: Pairs, targets: list[GradientMatching],
     gbm: GradientBalance | None, chosen: list[torch.Tensor], sample: bool,
 ) -> list[dict]:  # a row per target for the history
     "Update the images of all classes by the balanced gradient."
-    recipe, losses, magnitudes = setting.recipe, [], []
-    gradient = torch.zeros_like(state.images)
+    recipe = setting.recipe
     for network in networks:
         network.eval()
-    for label, indices in enumerate(chosen):
-        stored = state.images[label].clone().requires_grad_()
-        values = match_class(stored, setting.real(label, indices), label, networks, targets, recipe,
-                             setting.mean, setting.std, state.streams["matching"])
-        gradient[label], seen = class_gradient(stored, values, gbm, label, sample)
-        losses.append(torch.stack(values).detach())
-        magnitudes.append(seen if sample else torch.full((len(targets),), float("nan"), device=stored.device))
-        if recipe.image_step == "class" or label == len(chosen) - 1:
-            state.images, state.momentum = image_update(
-                state.images, gradient, state.momentum, recipe, setting.mean, setting.std
-            )
-            gradient = torch.zeros_like(gradient)
-    weights = [gbm.weights(c) if gbm else torch.ones(len(targets)) for c in range(len(chosen))]
-    columns = (torch.stack(t).mean(0).tolist() for t in (losses, magnitudes, weights))
+    stored = [images.clone().requires_grad_() for images in _at_turn(setting, state)]
+    seen = [matched_images(images, setting.real(label, chosen[label]), recipe, setting.mean, setting.std,
+                           state.streams["matching"]) for label, images in enumerate(stored)]
+    _prepare(setting, networks, ssd, targets, seen[0])
+    with sdpa_kernel(SDPBackend.MATH):  # this choice is global, not a thread's own
+        steps = setting.engine.each(
+            lambda c: _class_step(setting, networks, targets, gbm, stored[c], *seen[c], c, sample), len(stored)
+        )
+    gradients, magnitudes, values = zip(*steps)
+    _update(setting, state, torch.stack(gradients))
+    unseen = torch.full((len(targets),), float("nan"))
+    weights = [gbm.weights(c) if gbm else torch.ones(len(targets)) for c in range(len(stored))]
+    columns = (values, magnitudes if sample else [unseen], weights)
     return [
         {"target": t.name, "loss": loss, "magnitude": m, "weight": w}
-        for t, loss, m, w in zip(targets, *columns)
+        for t, loss, m, w in zip(targets, *(torch.stack(list(c)).mean(0).tolist() for c in columns))
     ]
 
 # %% ../nbs/09_trainer.ipynb #batches
@@ -410,13 +590,15 @@ def _train_members(
     seen = []
     for images, targets in _training_images(setting, generator):
         images, mixed = training_batch(images, targets, recipe.training_augment, recipe.cutmix, generator)
-        train_step(members, ssd if recipe.mutual_distillation else None, images, targets, mixed)
+        with setting.autocast():
+            train_step(members, ssd if recipe.mutual_distillation else None, images, targets, mixed)
         seen.append(images)
     distances = []
     for images in seen if ssd else ():
-        with torch.no_grad():
-            features = [tap(m.network, images)[1] for m in members]
-        distances += [ssd_step(ssd[a, b], optimizers[a, b], features[a], features[b]) for a, b in ssd]
+        with setting.autocast():
+            with torch.no_grad():
+                features = [tap(m.network, images)[1] for m in members]
+            distances += [ssd_step(ssd[a, b], optimizers[a, b], features[a], features[b]) for a, b in ssd]
     return torch.stack(distances).mean().item() if distances else float("nan")
 
 # %% ../nbs/09_trainer.ipynb #fresh-pairs
@@ -442,10 +624,11 @@ def _outer_step(setting: _Setting, state: _State, bar: tqdm) -> list[dict]:  # r
     ssd, optimizers = _fresh_pairs(setting, members, streams["members"])
     targets = recipe_targets(recipe, ssd)
     gbm = GradientBalance(len(setting.pools), len(targets), recipe.balance).to(setting.device) if recipe.balance else None
+    networks = [m.network for m in members]
     for inner in range(recipe.inner_steps):
         chosen = _choose_real(setting, members, inner, streams, chosen)
         sample = inner % recipe.sample_every == 0
-        step = _image_step(setting, state, [m.network for m in members], targets, gbm, chosen, sample)
+        step = _image_step(setting, state, networks, ssd, targets, gbm, chosen, sample)
         distance = _train_members(setting, members, ssd, optimizers, streams["training"])
         place = {"outer": state.outer, "inner": inner}
         rows += [place | row | {"semantic_distance": distance} for row in step]
@@ -508,10 +691,22 @@ def check_condense(recipe: Recipe, data: ImageData) -> None:
         check_member(member, taps=True)
 
 
-def _begin(recipe: Recipe, data: ImageData, seed: int, device: torch.device) -> tuple[_Setting, _State]:
+def _check_device(recipe: Recipe, device: torch.device, classes_at_once: int | None) -> None:
+    "Raises ValueError where the device cannot do what is asked for."
+    if classes_at_once is not None and classes_at_once < 1:
+        raise ValueError(f"classes_at_once is {classes_at_once}: at least one is needed, or None")
+    if recipe.precision == "bf16":
+        cpu = device.type == "cpu"
+        if not (torch.ops.mkldnn._is_mkldnn_bf16_supported() if cpu else torch.cuda.is_bf16_supported()):
+            raise ValueError(f"the hardware of device {str(device)!r} has no bf16: pass precision='fp32' to the recipe")
+
+
+def _begin(
+    recipe: Recipe, data: ImageData, seed: int, device: torch.device, engine: _Engine
+) -> tuple[_Setting, _State]:
     "Pool and initial images."
     streams = {name: stream(seed, name) for name in _STREAMS}
-    setting = _setting(recipe, data, device, streams["pool"])
+    setting = _setting(recipe, data, device, streams["pool"], engine)
     network = None
     if recipe.init == "kmeans":
         network = create_model("convnet3", data.num_classes, data.image_size, generator=streams["initial"]).to(device)
@@ -530,16 +725,20 @@ def condense(
     seed: int = 0,
     device: str | torch.device | None = None,  # None: a GPU where there is one
     progress: bool = True,  # one bar
+    compiled: bool | None = None,  # compile the image step; None: where the run is long enough to gain by it
+    classes_at_once: int | None = None,  # in an image step; None: on a CPU, as many as cores and memory allow
 ) -> SyntheticSet:
     "Condense a dataset (paper, algorithm 1). Raises: ValueError, TypeError, OSError, FileExistsError."
     check_condense(recipe, data)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check_device(recipe, device, classes_at_once)
     out = Path(out) if out is not None else None
     if out:
         _claim(out, recipe, data, seed)
         if (out / "synthetic.safetensors").is_file():
             return SyntheticSet.load(out / "synthetic.safetensors")
-    setting, state = _begin(recipe, data, seed, device)
+    engine = _Engine(classes_at_once, _compiles(recipe, data.num_classes, compiled))
+    setting, state = _begin(recipe, data, seed, device, engine)
     if out and (out / "checkpoint.pt").is_file():
         state.load(out / "checkpoint.pt")
     elif out and 0 in recipe.snapshots:

@@ -19,7 +19,8 @@ from hmdc.models import Feature, Network, create_model, tap
 from hmdc.recipes import recipe
 from hmdc.ssd import SpatialSemanticDecomposition, shapes
 from hmdc.synthetic import kmeans, nearest_distinct, unpack
-from hmdc.trainer import LiveMember, class_gradient, image_update, match_class, recipe_targets, ssd_step, train_step
+from hmdc.trainer import LiveMember, class_gradient, image_update, match_class, matched_images
+from hmdc.trainer import recipe_targets, ssd_step, train_step
 
 ORACLE = Path(__file__).resolve().parents[1] / os.environ.get("HMDC_ORACLE", "../shared/oracle")
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
@@ -169,7 +170,8 @@ def image_step(case) -> Result:
 
     statistics = [torch.tensor(values, dtype=dtype) for values in (MEAN, STD)]
     targets = recipe_targets(RECIPE, {(0, 1): ssd})
-    losses = match_class(stored, real, label, networks, targets, RECIPE, *statistics, torch.Generator())
+    seen = matched_images(stored, real, RECIPE, *statistics, torch.Generator())
+    losses = match_class(*seen, label, networks, targets)
     for name, loss in zip(("loss_1", "loss_2", "feature_loss"), losses, strict=True):
         ours[name] = loss.view(1)
     for i, loss in enumerate(losses):
