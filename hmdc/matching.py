@@ -134,6 +134,53 @@ def _dependent(
         found.append([(i, n) for (i, n, _), slope in zip(named, slopes) if slope is not None])
     return found
 
+# %% ../nbs/05_matching.ipynb #pure-targets
+@dataclass
+class _PureTargets:
+    "The targets as functions of parameters and images."
+
+    tapped: list[_Tapped]
+    targets: list[GradientMatching]
+    dependent: list[list[tuple[int, str]]]
+
+    def slopes(self, theta: list[dict], images: torch.Tensor, labels: torch.Tensor) -> list[list[torch.Tensor]]:
+        "∇_θ of every target's loss, on the parameters it depends on."
+
+        def losses(theta):
+            taps = [functional_call(m, values, (images,)) for m, values in zip(self.tapped, theta)]
+            return torch.stack([target.loss(taps, labels) for target in self.targets])
+
+        stacked, pull = torch.func.vjp(losses, theta)
+        slopes = [pull(row)[0] for row in torch.eye(len(stacked), device=stacked.device)]
+        return [[g[i][n] for i, n in names] for g, names in zip(slopes, self.dependent)]
+
+    def values(self, theta: list[dict], real: torch.Tensor, real_labels: torch.Tensor, labels: torch.Tensor):
+        "The targets as a function of the synthetic images."
+        on_real = [[g.detach() for g in slopes] for slopes in self.slopes(theta, real, real_labels)]
+
+        def values(synthetic):
+            pairs = zip(on_real, self.slopes(theta, synthetic, labels), self.targets)
+            return torch.stack([distance(r, s, target.kind) for r, s, target in pairs])
+
+        return values
+
+# %% ../nbs/05_matching.ipynb #pure-gradients
+def _weighted_gradient(pure: _PureTargets, theta, real, synthetic, real_labels, labels, weights):
+    "Gradient of the weighted sum of the targets on the synthetic images, and the targets' values."
+    values = pure.values(theta, real, real_labels, labels)
+
+    def total(synthetic):
+        found = values(synthetic)
+        return (weights * found).sum(), found
+
+    return torch.func.grad(total, has_aux=True)(synthetic)
+
+
+def _gradients_apart(pure: _PureTargets, theta, real, synthetic, real_labels, labels):
+    "Gradient of every target on the synthetic images, and the targets' values."
+    found, pull = torch.func.vjp(pure.values(theta, real, real_labels, labels), synthetic)
+    return torch.stack([pull(row)[0] for row in torch.eye(len(found), device=found.device)]), found
+
 # %% ../nbs/05_matching.ipynb #compiled-matching
 class CompiledMatching:
     "The targets of one class and their gradient on the synthetic images, as one compiled function."
@@ -145,10 +192,11 @@ class CompiledMatching:
         images: torch.Tensor,  # [B,3,H,W], any: to see which parameters the targets depend on
         backend: str = "inductor",  # of torch.compile
     ):
-        self.tapped, self.targets = [_Tapped(n) for n in networks], targets
-        self.dependent = _dependent(targets, self.tapped, images)
+        tapped = [_Tapped(n) for n in networks]
+        self.pure = _PureTargets(tapped, targets, _dependent(targets, tapped, images))
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
-        self._weighted, self._apart = compiled(self._weighted_gradient), compiled(self._gradients_apart)
+        self.weighted = compiled(partial(_weighted_gradient, self.pure))
+        self.apart = compiled(partial(_gradients_apart, self.pure))
 
     def __call__(
         self,
@@ -158,43 +206,9 @@ class CompiledMatching:
         weights: torch.Tensor | None = None,  # [targets]; None: the gradient of every target apart
     ) -> tuple[torch.Tensor, torch.Tensor]:  # gradient [M,3,H,W] or [targets,M,3,H,W], values [targets]
         "Gradient on the synthetic images, and the targets' values."
-        theta = [{n: p.detach() for n, p in m.named_parameters()} for m in self.tapped]
+        theta = [{n: p.detach() for n, p in m.named_parameters()} for m in self.pure.tapped]
         labels = [torch.full((len(x),), label, device=x.device) for x in (real, synthetic)]
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the gradients within are functions, they need no graph
             if weights is None:
-                return self._apart(theta, real, synthetic, *labels)
-            return self._weighted(theta, real, synthetic, *labels, weights)
-
-    def _slopes(self, theta: list[dict], images: torch.Tensor, labels: torch.Tensor) -> list[list[torch.Tensor]]:
-        "∇_θ of every target's loss, on the parameters it depends on."
-
-        def losses(theta):
-            taps = [functional_call(m, values, (images,)) for m, values in zip(self.tapped, theta)]
-            return torch.stack([target.loss(taps, labels) for target in self.targets])
-
-        stacked, pull = torch.func.vjp(losses, theta)
-        slopes = [pull(row)[0] for row in torch.eye(len(stacked), device=stacked.device)]
-        return [[g[i][n] for i, n in names] for g, names in zip(slopes, self.dependent)]
-
-    def _values(self, theta, real, real_labels, labels):
-        "The targets as a function of the synthetic images."
-        on_real = [[g.detach() for g in slopes] for slopes in self._slopes(theta, real, real_labels)]
-
-        def values(synthetic):
-            pairs = zip(on_real, self._slopes(theta, synthetic, labels), self.targets)
-            return torch.stack([distance(r, s, target.kind) for r, s, target in pairs])
-
-        return values
-
-    def _weighted_gradient(self, theta, real, synthetic, real_labels, labels, weights):
-        values = self._values(theta, real, real_labels, labels)
-
-        def total(synthetic):
-            found = values(synthetic)
-            return (weights * found).sum(), found
-
-        return torch.func.grad(total, has_aux=True)(synthetic)
-
-    def _gradients_apart(self, theta, real, synthetic, real_labels, labels):
-        found, pull = torch.func.vjp(self._values(theta, real, real_labels, labels), synthetic)
-        return torch.stack([pull(row)[0] for row in torch.eye(len(found), device=found.device)]), found
+                return self.apart(theta, real, synthetic, *labels)
+            return self.weighted(theta, real, synthetic, *labels, weights)

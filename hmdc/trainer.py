@@ -416,6 +416,8 @@ class _Setting:
             "recipe": dataclasses.asdict(self.recipe),
             "seed": seed,
             "seconds": round(state.seconds, 2),
+            "classes_at_once": self.engine.at_once,
+            "compiled": self.engine.compiled,
             "provenance": provenance(),
         }
         images = images.clamp(0, 1).cpu()
@@ -485,7 +487,7 @@ def _compile(setting: _Setting, networks: list[Network], ssd: Pairs, pair: tuple
     def first_calls(_) -> None:
         with setting.autocast():
             matching(real, synthetic, 0)
-            matching(real, synthetic, 0, torch.ones(len(matching.targets), device=real.device))
+            matching(real, synthetic, 0, torch.ones(len(matching.pure.targets), device=real.device))
 
     engine.each(first_calls, 1)  # in a thread like those that will call it: the code is for its number of cores
     engine.followers = [*copies[0], *copies[1].values()]
@@ -717,6 +719,26 @@ def _begin(
         images = (images - setting.mean.view(3, 1, 1)) / setting.std.view(3, 1, 1)
     return setting, _State(images, torch.zeros_like(images), streams)
 
+# %% ../nbs/09_trainer.ipynb #loop
+def _keep_snapshot(setting: _Setting, state: _State, out: Path, seed: int) -> None:
+    if state.outer in setting.recipe.snapshots:
+        setting.to_set(state, seed).save(out / "snapshots" / f"outer-{state.outer:05d}.safetensors")
+
+
+def _loop(setting: _Setting, state: _State, out: Path | None, seed: int, progress: bool) -> None:
+    "The outer iterations that are left."
+    recipe = setting.recipe
+    total, begun = recipe.outer_steps * recipe.inner_steps, state.outer * recipe.inner_steps
+    with tqdm(total=total, initial=begun, desc=recipe.name, disable=not progress) as bar:
+        while state.outer < recipe.outer_steps:
+            start = time.perf_counter()
+            rows = _outer_step(setting, state, bar)
+            state.seconds += time.perf_counter() - start
+            if out:
+                _append_history(out / "history.csv", rows, state.outer - 1)
+                _keep_snapshot(setting, state, out, seed)
+                state.save(out / "checkpoint.pt")
+
 # %% ../nbs/09_trainer.ipynb #condense
 def condense(
     recipe: Recipe,
@@ -741,20 +763,9 @@ def condense(
     setting, state = _begin(recipe, data, seed, device, engine)
     if out and (out / "checkpoint.pt").is_file():
         state.load(out / "checkpoint.pt")
-    elif out and 0 in recipe.snapshots:
-        setting.to_set(state, seed).save(out / "snapshots" / "outer-00000.safetensors")
-    total = recipe.outer_steps * recipe.inner_steps
-    with tqdm(total=total, initial=state.outer * recipe.inner_steps, desc=recipe.name, disable=not progress) as bar:
-        while state.outer < recipe.outer_steps:
-            start = time.perf_counter()
-            rows = _outer_step(setting, state, bar)
-            state.seconds += time.perf_counter() - start
-            if out:
-                _append_history(out / "history.csv", rows, state.outer - 1)
-                if state.outer in recipe.snapshots:
-                    kept = out / "snapshots" / f"outer-{state.outer:05d}.safetensors"
-                    setting.to_set(state, seed).save(kept)
-                state.save(out / "checkpoint.pt")
+    elif out:
+        _keep_snapshot(setting, state, out, seed)
+    _loop(setting, state, out, seed, progress)
     syn = setting.to_set(state, seed)
     if out:
         syn.save(out / "synthetic.safetensors")

@@ -1,4 +1,4 @@
-"""What this repository promises about itself: its files agree with each other, and its notebooks keep their form."""
+"""What this repository promises about itself: its files agree with each other. The notebooks' form: test_notebooks.py."""
 
 import ast
 import json
@@ -10,7 +10,6 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pandas as pd
-import papermill
 import pytest
 import yaml
 
@@ -18,13 +17,9 @@ import hmdc
 from hmdc.report import table
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-COMPONENTS = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
-REPRODUCE = [path for path in NOTEBOOKS if path.name.startswith("reproduce_")]
+COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
 MODULES = sorted((ROOT / "hmdc").glob("[!_]*.py"))
 
-LARGEST_NOTEBOOK = 400_000  # bytes: it is read on the web
-MOST_PARAMETERS = 10
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|mnt)/\w|\b[A-Z]:\\Users\\")
 
 
@@ -104,57 +99,6 @@ def test_no_tracked_file_names_a_path_of_one_machine():
             if match := MACHINE_PATH.search(line):
                 found.append(f"{name}:{number}: {line[max(0, match.start() - 30):match.end() + 30]}")
     assert not found, "\n".join(found)
-
-
-# --- the notebooks keep their form
-
-
-@each(NOTEBOOKS)
-def test_notebook_starts_with_title_and_sentence(path: Path):
-    first = cells(path)[0]
-    assert first["cell_type"] == "markdown"
-    title, sentence, *rest = [line for line in first["source"].splitlines() if line.strip()]
-    assert re.match(r"# \S", title) and re.match(r"> \S", sentence)
-    # more would end up in the module's docstring, or spoil nbdev's front matter; and nbdev_test would run a reproduction
-    assert rest == (["- skip_exec: true"] if path in REPRODUCE else [])
-
-
-@each(NOTEBOOKS)
-def test_notebook_cells_have_unique_readable_ids(path: Path):
-    ids = [cell.get("id", "") for cell in cells(path)]
-    unreadable = [i for i in ids if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", i) or re.match(r"[0-9a-f]{8}(-|$)", i)]
-    assert not unreadable
-    assert len(set(ids)) == len(ids), sorted(i for i in set(ids) if ids.count(i) > 1)
-
-
-@each(NOTEBOOKS)
-def test_notebook_has_the_plain_kernel_and_is_small(path: Path):
-    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    assert json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"] == kernel
-    assert path.stat().st_size < LARGEST_NOTEBOOK
-
-
-@each(COMPONENTS)
-def test_component_notebook_shows_no_error_or_warning(path: Path):
-    outputs = [output for cell in cells(path, "code") for output in cell["outputs"]]
-    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
-
-
-@each(REPRODUCE)
-def test_reproduce_notebook_is_committed_without_outputs(path: Path):
-    assert not [cell["id"] for cell in cells(path, "code") if cell["outputs"] or cell["execution_count"]]
-
-
-@each(REPRODUCE)
-def test_reproduce_notebook_explains_its_parameters(path: Path):
-    (tagged,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
-    statements = ast.parse(tagged["source"]).body
-    assert all(isinstance(statement, ast.AnnAssign) for statement in statements), "each parameter: name: type = value # help"
-    assert len(statements) <= MOST_PARAMETERS
-    # what `papermill --help-notebook` shows
-    parameters = papermill.inspect_notebook(str(path))
-    assert list(parameters) == [statement.target.id for statement in statements]
-    assert not [name for name, parameter in parameters.items() if not parameter["help"]], "a parameter without # help"
 
 
 # --- numbers
