@@ -10,17 +10,35 @@ ENV := PATH="$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
-.PHONY: help setup table1 test slow export publish wheel lab clean
+.PHONY: help setup table1 table2 figures reproduce test slow check notebooks export bench publish wheel lab clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## Create .venv and install everything into it (about 5 GB; once)
 
+# A reproduce notebook at its defaults, executed to runs/; finished runs are kept, and all three share them.
+REPRODUCE = $(ENV) papermill nbs/reproduce_$@.ipynb runs/$@.ipynb -k python3 -l python --log-output --no-progress-bar
+
 table1: setup ## Regenerate Table 1 on digits, preset quick, and print it (minutes on two cores; finished runs are kept)
 	@mkdir -p runs
-	@$(ENV) papermill nbs/reproduce_table1.ipynb runs/table1.ipynb -k python3 -l python --log-output --no-progress-bar
+	@$(REPRODUCE)
 	@cat figures/table1-digits-quick.txt
+
+table2: setup ## Regenerate Table 2, the ablation, in the same way; runs that Table 1 has made are reused
+	@mkdir -p runs
+	@$(REPRODUCE)
+	@cat figures/table2-digits-quick.txt
+
+figures: setup ## Regenerate the figures from the tables' runs and a few more, into figures/
+	@mkdir -p runs
+	@$(REPRODUCE)
+	@ls figures/*-digits-quick*.png
+
+reproduce: setup ## Table 1, Table 2 and the figures, in this order
+	@$(MAKE) table1
+	@$(MAKE) table2
+	@$(MAKE) figures
 
 test: setup ## Check that notebooks and modules agree, run every notebook's tests, then pytest
 	@$(ENV) pytest --quiet tests/test_sync.py
@@ -30,12 +48,26 @@ test: setup ## Check that notebooks and modules agree, run every notebook's test
 slow: setup ## Run the slow tests (architectures at 224 px)
 	@$(ENV) pytest -m slow
 
+check: setup ## Check the form of all notebooks without running them; print how long the exported cells are
+	@$(ENV) pytest --quiet tests/test_sync.py tests/test_notebooks.py
+	@$(ENV) python tests/test_notebooks.py
+
+notebooks: setup ## Run the component notebooks and look_inside in place, so that their outputs are fresh (minutes)
+	@$(ENV) OMP_NUM_THREADS=1 jupyter nbconvert --to notebook --execute --inplace --log-level ERROR \
+	  --ExecutePreprocessor.kernel_name=python3 nbs/[0-9]*.ipynb nbs/look_inside.ipynb
+	@$(ENV) nbdev_clean
+
 export: setup ## Write the modules from the notebooks, and clean the notebooks
 	@$(ENV) nbdev_export
 	@$(ENV) nbdev_clean
 
-publish: ## Copy Table 1's figures and tables, but those of preset smoke, to figures/published, where git keeps them
-	@cp -v $$(ls figures/table1-* | grep -v -e '-smoke') figures/published/
+bench: setup ## Measure time, memory and arithmetic of every part, plain and fast, into figures/ (ten minutes on two cores)
+	@$(ENV) python -c 'from hmdc.bench import bench, save; save(bench())'
+	@$(ENV) python -c 'from hmdc.bench import cost, save_cost; save_cost(cost())'
+	@ls figures/bench-* figures/cost-*
+
+publish: ## Copy tables and figures, but those of preset smoke, to figures/published, where git keeps them
+	@cp -v $$(ls figures/*-*.* | grep -v -e '-smoke') figures/published/
 
 wheel: setup ## Build the wheel and the source archive into dist/
 	@$(ENV) python -m build --quiet

@@ -37,7 +37,7 @@ def flip(
     "Mirror the images left to right where `flipped`."
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
-# %% ../nbs/02_augment.ipynb #brightness
+# %% ../nbs/02_augment.ipynb #colour
 def brightness(
     images: torch.Tensor,  # [B,C,H,W]
     added: torch.Tensor,  # [n], in units of the normalised images
@@ -45,7 +45,7 @@ def brightness(
     "Add one value to all pixels of an image."
     return images + added.view(-1, 1, 1, 1)
 
-# %% ../nbs/02_augment.ipynb #saturation
+
 def saturation(
     images: torch.Tensor,  # [B,C,H,W]
     factor: torch.Tensor,  # [n], 0 is grey, 1 changes nothing
@@ -55,7 +55,7 @@ def saturation(
     # (x - mean over channels) s + mean over channels
     return (images - grey) * factor.view(-1, 1, 1, 1) + grey
 
-# %% ../nbs/02_augment.ipynb #contrast
+
 def contrast(
     images: torch.Tensor,  # [B,C,H,W]
     factor: torch.Tensor,  # [n], 0 is flat, 1 changes nothing
@@ -103,7 +103,7 @@ def _warp(images: torch.Tensor, matrix: torch.Tensor, align_corners: tuple[bool,
     grid = F.affine_grid(theta, list(images.shape), align_corners=align_corners[0])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners[1])
 
-# %% ../nbs/02_augment.ipynb #scale
+# %% ../nbs/02_augment.ipynb #scale-rotate
 def scale(
     images: torch.Tensor,  # [B,C,H,W]
     factor: torch.Tensor,  # [n,2], (row, column), above 1 shrinks the content
@@ -113,7 +113,7 @@ def scale(
     # A = diag(s_column, s_row)
     return _warp(images, torch.diag_embed(factor.flip(1)), _align_corners)
 
-# %% ../nbs/02_augment.ipynb #rotate
+
 def rotate(
     images: torch.Tensor,  # [B,C,H,W]
     angle: torch.Tensor,  # [n], radians, positive turns the content counter-clockwise
@@ -154,31 +154,33 @@ def _steps(strategy: str | tuple) -> tuple:
             raise ValueError(f"unknown augmentation step {step!r}: operations are color, {', '.join(_OPERATIONS)}")
     return steps
 
+# %% ../nbs/02_augment.ipynb #interval
+def _interval(op: str) -> tuple[float, float]:
+    "Between which values an operation's parameter is drawn, evenly."
+    k = STRENGTH[op]
+    if op == "brightness":
+        return -k / 2, k / 2
+    if op == "saturation":
+        return 0.0, k
+    if op == "contrast":
+        return k, k + 1
+    if op == "scale":
+        return 1 / k, k
+    return -math.radians(k), math.radians(k)  # rotate
+
 # %% ../nbs/02_augment.ipynb #draw-values
 def _draw_values(op: str, n: int, image_size: int, generator: torch.Generator) -> torch.Tensor:
     "Draw `n` values for one operation, in the units that the operation takes."
-    strength = STRENGTH[op]
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(n, *shape, generator=generator)
-
     if op == "flip":
-        return torch.rand(n, generator=generator) < strength
-    if op == "brightness":
-        return uniform(-strength / 2, strength / 2)
-    if op == "saturation":
-        return uniform(0.0, strength)
-    if op == "contrast":
-        return uniform(strength, strength + 1)
-    if op == "scale":
-        return uniform(1 / strength, strength, 2)
-    if op == "rotate":
-        return uniform(-math.radians(strength), math.radians(strength))
-    pixels = _pixels(op, image_size)
+        return torch.rand(n, generator=generator) < STRENGTH[op]
     if op == "crop":
+        pixels = _pixels(op, image_size)
         return torch.randint(-pixels, pixels + 1, (n, 2), generator=generator)
-    # Cutout: an even window covers as much at centre 0 as at centre image_size, so both are drawn.
-    return torch.randint(0, image_size + 1 - pixels % 2, (n, 2), generator=generator)
+    if op == "cutout":  # an even window covers as much at centre 0 as at centre image_size, so both are drawn
+        return torch.randint(0, image_size + 1 - _pixels(op, image_size) % 2, (n, 2), generator=generator)
+    low, high = _interval(op)
+    shape = (n, 2) if op == "scale" else (n,)  # the axes are scaled apart
+    return low + (high - low) * torch.rand(shape, generator=generator)
 
 # %% ../nbs/02_augment.ipynb #draw
 def draw(
@@ -221,7 +223,7 @@ def apply(
         images = _OPERATIONS[op](images, values)
     return images
 
-# %% ../nbs/02_augment.ipynb #augment
+
 def augment(
     images: torch.Tensor,  # [B,C,H,W], normalised, float
     strategy: str | tuple,  # a name in STRATEGIES, or the tuple of its steps
@@ -230,7 +232,7 @@ def augment(
     "Augment each image by a draw of its own: for training and evaluating networks."
     return apply(images, draw(strategy, len(images), images.shape[-1], generator))
 
-# %% ../nbs/02_augment.ipynb #box
+# %% ../nbs/02_augment.ipynb #mix
 def _box(image_size: int, generator: torch.Generator) -> tuple[int, int, int, int]:
     "Draw CutMix's box: top, bottom, left, right, the ends exclusive."
     # side = sqrt(1 - lambda_0), lambda_0 ~ Beta(1, 1) = U(0, 1)
@@ -238,7 +240,7 @@ def _box(image_size: int, generator: torch.Generator) -> tuple[int, int, int, in
     row, column = torch.randint(image_size, (2,), generator=generator).tolist()
     return max(row - half, 0), min(row + half, image_size), max(column - half, 0), min(column + half, image_size)
 
-# %% ../nbs/02_augment.ipynb #mix
+
 def mix(
     images: torch.Tensor,  # [N,C,H,W]
     targets: torch.Tensor,  # [N,classes], rows sum to 1

@@ -217,6 +217,18 @@ def read_image(
     except Exception as error:  # damaged files make PIL raise anything, SyntaxError included
         raise OSError(f"cannot read the image {path}: {error}") from error
 
+# %% ../nbs/01_data.ipynb #side
+def _side(
+    file: Path,  # the first file
+    image: Tensor,  # [3,h,w], what it holds
+    image_size: int | None,
+) -> int:  # pixels
+    "The side of the images to come. Raises: ValueError where none was asked for and the first is not a square."
+    h, w = image.shape[1:]
+    if not image_size and h != w:
+        raise ValueError(f"{file} is {w}x{h} pixels, not square: pass image_size to have all images resized")
+    return image_size or h
+
 # %% ../nbs/01_data.ipynb #read-images
 def read_images(
     files: list[Path],
@@ -224,18 +236,16 @@ def read_images(
 ) -> Tensor:  # [N,3,H,H] uint8
     "All `files` in one tensor. Raises: OSError for an unreadable file, ValueError for sizes that differ."
     first = read_image(files[0])
-    h, w = (image_size, image_size) if image_size else first.shape[1:]
-    if h != w:
-        raise ValueError(f"{files[0]} is {w}x{h} pixels, not square: pass image_size to have all images resized")
-    images = torch.empty(len(files), 3, h, w, dtype=torch.uint8)
+    side = _side(files[0], first, image_size)
+    images = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
 
     def read_some(start: int) -> None:
         for i in range(start, min(start + 32, len(files))):
             image = read_image(files[i])
             if image_size is None and image.shape != first.shape:
-                raise ValueError(f"images of different sizes: {files[0]} is {w}x{h} and {files[i]} is {image.shape[2]}x"
-                                 f"{image.shape[1]} pixels: pass image_size to have all images resized")
-            images[i] = resize(image[None], h)[0]
+                raise ValueError(f"images of different sizes: {files[0]} is {side}x{side} and {files[i]} is "
+                                 f"{image.shape[2]}x{image.shape[1]} pixels: pass image_size to have all images resized")
+            images[i] = resize(image[None], side)[0]
 
     with ThreadPoolExecutor(1 if first.numel() < 3 * 64 * 64 else min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(read_some, range(0, len(files), 32)):
@@ -303,7 +313,7 @@ def _open_torchvision(name: str, root: Path, download: bool) -> list:
     return [source(str(root), download=download, **({"split": part} if name == "svhn" else {"train": part == "train"}))
             for part in ("train", "test")]
 
-# %% ../nbs/01_data.ipynb #as-tensors
+
 def _as_tensors(part: torchvision.datasets.VisionDataset) -> tuple[Tensor, Tensor]:  # [N,3,H,H] uint8, [N] int64
     "The images and labels of one of torchvision's sets."
     images = torch.as_tensor(part.data)

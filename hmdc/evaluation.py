@@ -37,7 +37,7 @@ class Protocol:
     augment: str = "dsa"  # a strategy, per image
     cutmix: float = 0.5  # probability, for models that are not ViTs
 
-
+# %% ../nbs/11_evaluation.ipynb #protocols
 PROTOCOLS = {
     "corrected": Protocol("corrected", 1000, 64, False, True, True, True, False),
     "released": Protocol("released", 2000, 128, True, False, False, False, True),
@@ -55,7 +55,7 @@ def _optimizer(member: Member, network: Network, protocol: Protocol) -> torch.op
     rate = member.lr or _RATES.get(member.model, 1e-3)
     return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=5e-4)
 
-
+# %% ../nbs/11_evaluation.ipynb #rate
 def _rate_factor(step: int, steps: int, protocol: Protocol) -> float:
     "Learning rate at a step, relative to its largest value."
     if not protocol.cosine:
@@ -64,6 +64,12 @@ def _rate_factor(step: int, steps: int, protocol: Protocol) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
+
+# %% ../nbs/11_evaluation.ipynb #normalised
+def _normalised(images: torch.Tensor, syn: SyntheticSet) -> torch.Tensor:
+    "By the statistics that the set was condensed with."
+    pixels = images if images.is_floating_point() else images.float() / 255
+    return (pixels - syn.mean.to(images.device).view(3, 1, 1)) / syn.std.to(images.device).view(3, 1, 1)
 
 # %% ../nbs/11_evaluation.ipynb #accuracy
 @torch.no_grad()
@@ -82,12 +88,6 @@ def accuracy(
         logits = network(_normalised(part.to(device), syn))
         right += int((logits.argmax(1) == truth.to(device)).sum())
     return 100 * right / len(labels)
-
-
-def _normalised(images: torch.Tensor, syn: SyntheticSet) -> torch.Tensor:
-    "By the statistics that the set was condensed with."
-    pixels = images if images.is_floating_point() else images.float() / 255
-    return (pixels - syn.mean.to(images.device).view(3, 1, 1)) / syn.std.to(images.device).view(3, 1, 1)
 
 # %% ../nbs/11_evaluation.ipynb #train-epoch
 def _train(

@@ -66,8 +66,27 @@ def _map_size(img_size: int | tuple[int, int], depth: int) -> int:
         raise ValueError(f"a ConvNet of depth {depth} needs images of at least {2**depth} px, not {size}")
     return size // 2**depth
 
+# %% ../nbs/03_models.ipynb #classified
+class _OneClassifier(nn.Module):
+    "What timm's users expect of a network whose flattened features go into one linear classifier."
+
+    num_features: int  # values that go into the classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None):
+        self.num_classes = num_classes
+        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return x.flatten(1) if pre_logits else self.classifier(x.flatten(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
 # %% ../nbs/03_models.ipynb #convnet
-class ConvNet(nn.Module):
+class ConvNet(_OneClassifier):
     "The ConvNet of dataset condensation (Gidaris and Komodakis 2018), with timm's interface."
 
     def __init__(
@@ -83,18 +102,8 @@ class ConvNet(nn.Module):
         self.num_features = self.head_hidden_size = width * _map_size(img_size, depth) ** 2
         self.reset_classifier(num_classes)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None):
-        self.num_classes = num_classes
-        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks(x)
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        return x.flatten(1) if pre_logits else self.classifier(x.flatten(1))
 
     def forward_intermediates(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         maps = []
@@ -103,10 +112,7 @@ class ConvNet(nn.Module):
             maps.append(x)
         return x, maps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
-# %% ../nbs/03_models.ipynb #register
+# %% ../nbs/03_models.ipynb #default-cfgs
 default_cfgs = generate_default_cfgs(
     {
         "convnet3.untrained": dict(
@@ -118,7 +124,7 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-
+# %% ../nbs/03_models.ipynb #register
 def _register_once(entrypoint):
     # This cell and `import hmdc.models` may both run in one kernel; timm warns on a second registration.
     return entrypoint if timm.is_model(entrypoint.__name__) else register_model(entrypoint)
@@ -171,7 +177,7 @@ def _weights_file(name: str, weights: str) -> Path:
         raise ValueError(f"{len(found)} weights of {name} in {path} ({', '.join(p.name for p in found)}): pass one file")
     return found[0]
 
-# %% ../nbs/03_models.ipynb #check-weights
+# %% ../nbs/03_models.ipynb #check-reachable
 @lru_cache(maxsize=None)
 def _check_reachable(name: str) -> None:
     "ImageNet weights are in the cache or one short request away. Raises: OSError."
@@ -186,7 +192,7 @@ def _check_reachable(name: str) -> None:
             "pass weights='scratch', or a folder that holds " + f"{name}.safetensors"
         ) from error
 
-
+# %% ../nbs/03_models.ipynb #check-weights
 def check_weights(
     name: str,  # a timm model
     weights: str,  # "scratch", "imagenet", or a folder or file of safetensors
@@ -292,6 +298,19 @@ def _timm_kwargs(name: str, start: _Start, size: int, given: dict) -> dict:
         kwargs["patch_size"] = max(size // 8, 1)
     return kwargs | start.kwargs | given
 
+# %% ../nbs/03_models.ipynb #load-backbone
+def _load_backbone(model: nn.Module, start: _Start, name: str) -> None:
+    "Give a model the weights that it starts from; its classifier stays new. Raises: ValueError where they do not fit."
+    own, head = model.state_dict(), _classifier_prefixes(name)
+    missing = [k for k in own if k not in start.state and not k.startswith(head)]
+    unfit = [k for k, v in start.state.items() if k not in own or v.shape != own[k].shape]
+    if missing or unfit:
+        raise ValueError(
+            f"the weights {start.truth} do not fit {name}: {len(missing)} missing {missing[:3]}, "
+            f"{len(unfit)} unexpected or of another shape {unfit[:3]}"
+        )
+    model.load_state_dict(start.state, strict=False)
+
 # %% ../nbs/03_models.ipynb #create
 def create_model(
     name: str,  # any timm architecture, `convnet3`, `vit_nano_patch4`
@@ -309,15 +328,7 @@ def create_model(
     with seeded(generator):
         model = timm.create_model(name, num_classes=num_classes, **_timm_kwargs(name, start, size, kwargs))
     if start.state is not None:
-        own, head = model.state_dict(), _classifier_prefixes(name)
-        missing = [k for k in own if k not in start.state and not k.startswith(head)]
-        unfit = [k for k, v in start.state.items() if k not in own or v.shape != own[k].shape]
-        if missing or unfit:
-            raise ValueError(
-                f"the weights {start.truth} do not fit {name}: {len(missing)} missing {missing[:3]}, "
-                f"{len(unfit)} unexpected or of another shape {unfit[:3]}"
-            )
-        model.load_state_dict(start.state, strict=False)
+        _load_backbone(model, start, name)
     return Network(model, size, start.truth)
 
 # %% ../nbs/03_models.ipynb #split
@@ -389,7 +400,7 @@ class Member:
         "What the optimizer holds."
         return network.classifier_parameters() if self.frozen_features else list(network.parameters())
 
-# %% ../nbs/03_models.ipynb #as-member
+# %% ../nbs/03_models.ipynb #check-member
 def as_member(
     model: str | Member,
     weights: str = "scratch",  # used where a name is given
@@ -397,7 +408,7 @@ def as_member(
     "A name becomes a `Member`; a `Member` stays as it is."
     return model if isinstance(model, Member) else Member(model, weights)
 
-# %% ../nbs/03_models.ipynb #check-member
+
 def check_member(
     member: Member,
     taps: bool,  # whether its layers will be tapped, as in condensation

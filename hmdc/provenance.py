@@ -55,6 +55,14 @@ def _output(*command: str) -> str:
         return ""
     return done.stdout.strip()
 
+# %% ../nbs/00_provenance.ipynb #version
+def _version(package: str) -> str:
+    "The installed version of `package`, or `unknown`."
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
 # %% ../nbs/00_provenance.ipynb #commit
 def _commit(
     checkout: Path,  # the folder that holds the package
@@ -64,14 +72,6 @@ def _commit(
         return "unknown"
     describe = ("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")  # the commit itself, never a tag
     return _output("git", "-C", str(checkout), *describe) or "unknown"
-
-# %% ../nbs/00_provenance.ipynb #version
-def _version(package: str) -> str:
-    "The installed version of `package`, or `unknown`."
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 # %% ../nbs/00_provenance.ipynb #cpu
 def _cpu() -> str:

@@ -64,9 +64,15 @@ INITIAL_STATE = {  # the row that holds an optimised row's own initial images
 # %% ../nbs/10_recipes.ipynb #presets
 _SCALED = {
     "paper": {},
-    "quick": dict(outer_steps=3, inner_steps=10, real_batch=32, train_images=256, pool_per_class=500),
+    "quick": dict(outer_steps=3, inner_steps=10, sample_every=5, real_batch=32, train_images=256, pool_per_class=500),
     "smoke": dict(outer_steps=1, inner_steps=2, real_batch=8, train_images=32, train_batch=16, pool_per_class=50),
 }
+
+
+def _snapshots(outer_steps: int) -> tuple[int, ...]:
+    "Outer iterations after which the images are kept: 0, 1, 2, 5, 10, 20, 50, … and the last; none where nothing moves."
+    series = (first * 10**power for power in range(len(str(outer_steps))) for first in (1, 2, 5))
+    return (0, *(n for n in series if n < outer_steps), outer_steps) if outer_steps else ()
 
 
 def _ensemble(name: str, preset: str, weights: str) -> tuple[Member, ...]:
@@ -102,4 +108,5 @@ def recipe(
         fields["pool_per_class"] = _SCALED[preset]["pool_per_class"]
     if name in ("idc", "dream"):
         fields["image_lr"] = 5e-3 * ipc / 10
-    return Recipe(name=name, members=_ensemble(name, preset, weights), ipc=ipc, **fields).replace(**changes)
+    made = Recipe(name=name, members=_ensemble(name, preset, weights), ipc=ipc, **fields).replace(**changes)
+    return made if "snapshots" in changes else made.replace(snapshots=_snapshots(made.outer_steps))

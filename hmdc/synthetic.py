@@ -24,7 +24,7 @@ from torchvision.utils import make_grid
 from .data import ImageData
 from .models import Network
 
-# %% ../nbs/04_synthetic.ipynb #unpack
+# %% ../nbs/04_synthetic.ipynb #check-factor
 def _check_factor(size: int, factor: int) -> None:
     if factor < 1 or size % factor:
         raise ValueError(f"factor {factor} does not divide the image size {size}: choose a divisor, or another image_size")
@@ -33,7 +33,7 @@ def _check_factor(size: int, factor: int) -> None:
 def _resize(images: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=True)
 
-
+# %% ../nbs/04_synthetic.ipynb #unpack
 def unpack(
     images: torch.Tensor,  # [n,3,H,W] stored images, pixel or normalised space
     factor: int,  # tiles per side
@@ -44,8 +44,9 @@ def unpack(
     if factor == 1:
         return images
     tile = size // factor
-    columns = images.unfold(2, tile, tile).unfold(3, tile, tile)  # [n,3,row,column,tile,tile]
-    tiles = columns.permute(3, 2, 0, 1, 4, 5).reshape(-1, images.shape[1], tile, tile)
+    # x[i, r t : (r+1) t, c t : (c+1) t], as image number (c f + r) n + i
+    rows_columns = images.unfold(2, tile, tile).unfold(3, tile, tile)  # [n,3,row,column,tile,tile]
+    tiles = rows_columns.permute(3, 2, 0, 1, 4, 5).reshape(-1, images.shape[1], tile, tile)
     return _resize(tiles, size)
 
 # %% ../nbs/04_synthetic.ipynb #pack
@@ -62,19 +63,20 @@ def pack(
     tiles = _resize(images, tile).reshape(factor, factor, -1, images.shape[1], tile, tile)  # column, row, n
     return tiles.permute(2, 3, 1, 4, 0, 5).reshape(-1, images.shape[1], size, size)
 
-# %% ../nbs/04_synthetic.ipynb #kmeans
+# %% ../nbs/04_synthetic.ipynb #kmeans-plus-plus
 def _kmeans_plus_plus(features: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
     "Initial centroids [k,D], each drawn by its squared distance to the nearest one so far."
     chosen = [int(torch.randint(len(features), (), generator=generator))]
     nearest = torch.full((len(features),), float("inf"), device=features.device, dtype=features.dtype)
     while len(chosen) < k:
         nearest = torch.minimum(nearest, (features - features[chosen[-1]]).square().sum(1))
+        # p(i) = d_i^2 / sum of d^2, drawn through its cumulative sum
         mass = nearest.double().cumsum(0).cpu()
         drawn = torch.searchsorted(mass, mass[-1] * torch.rand((), generator=generator, dtype=torch.double), right=True)
         chosen.append(min(int(drawn), len(features) - 1))
     return features[chosen]
 
-
+# %% ../nbs/04_synthetic.ipynb #kmeans
 def kmeans(
     features: torch.Tensor,  # [N,D]
     k: int,  # 1 to N
@@ -86,15 +88,17 @@ def kmeans(
     centroids = _kmeans_plus_plus(features, k, generator) if start is None else start
     labels = torch.cdist(features, centroids).argmin(1)
     for _ in range(iterations):
+        # mu_j = mean of the features with label j
         members = F.one_hot(labels, k).to(features.dtype)
         counts = members.sum(0).unsqueeze(1)
         centroids = torch.where(counts > 0, members.T @ features / counts.clamp(min=1), centroids)
+        # a_i = argmin_j |z_i - mu_j|
         previous, labels = labels, torch.cdist(features, centroids).argmin(1)
         if torch.equal(labels, previous):
             break
     return labels, centroids
 
-# %% ../nbs/04_synthetic.ipynb #representatives
+# %% ../nbs/04_synthetic.ipynb #nearest-distinct
 def nearest_distinct(
     features: torch.Tensor,  # [N,D]
     centroids: torch.Tensor,  # [k,D], k at most N
@@ -109,7 +113,7 @@ def nearest_distinct(
         chosen[i] = row.argmin()
     return chosen
 
-
+# %% ../nbs/04_synthetic.ipynb #cluster-representatives
 def cluster_representatives(
     features: torch.Tensor,  # [N,D] pooled features of one class, before the classifier
     k: int,  # how many; cut to N
@@ -155,6 +159,12 @@ def check_initial(data: ImageData, ipc: int, factor: int, init: str, packed: boo
         )
 
 # %% ../nbs/04_synthetic.ipynb #initial
+def _noise(data: ImageData, ipc: int, generator: torch.Generator) -> torch.Tensor:  # [classes,ipc,3,H,W] in [0,1]
+    "Normal noise with the mean and deviation of the data, clamped."
+    noise = torch.randn(data.num_classes, ipc, 3, data.image_size, data.image_size, generator=generator)
+    return (noise * data.std.view(3, 1, 1) + data.mean.view(3, 1, 1)).clamp(0, 1)
+
+
 def initial_images(
     data: ImageData,
     ipc: int,  # stored images per class
@@ -168,10 +178,10 @@ def initial_images(
 ) -> torch.Tensor:  # [classes,ipc,3,H,W] in [0,1]
     "Images to start from. Raises: ValueError."
     check_initial(data, ipc, factor, init, packed)
-    size = data.image_size
     if init == "random":
-        noise = torch.randn(data.num_classes, ipc, 3, size, size, generator=generator)
-        return (noise * data.std.view(3, 1, 1) + data.mean.view(3, 1, 1)).clamp(0, 1)
+        return _noise(data, ipc, generator)
+    if init == "kmeans" and network is None:
+        raise ValueError("init 'kmeans' needs a network whose features are clustered: pass one, e.g. an untrained convnet3")
     needed, stored = images_per_class(ipc, factor, init, packed), []
     for images in pools or [data.by_class(c) for c in range(data.num_classes)]:
         if init == "kmeans":
@@ -224,6 +234,9 @@ def _save(
     os.replace(partial, path)
 
 
+SyntheticSet.save = _save
+
+# %% ../nbs/04_synthetic.ipynb #load
 def _load(path: str | Path) -> SyntheticSet:
     "Read a set that `save` wrote. Raises: FileNotFoundError, ValueError."
     if not Path(path).is_file():
@@ -237,7 +250,6 @@ def _load(path: str | Path) -> SyntheticSet:
     return SyntheticSet(images, tuple(header["classes"]), header["factor"], mean, std, header["meta"])
 
 
-SyntheticSet.save = _save
 SyntheticSet.load = staticmethod(_load)
 
 # %% ../nbs/04_synthetic.ipynb #to-elsewhere
