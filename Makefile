@@ -10,7 +10,7 @@ ENV := PATH="$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
-.PHONY: help setup table1 table2 figures reproduce test slow check notebooks export bench publish wheel lab clean
+.PHONY: help setup table1 table2 figures reproduce test slow check notebooks export bench precision publish wheel lab clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,9 @@ bench: setup ## Measure time, memory and arithmetic of every part, plain and fas
 	@$(ENV) python -c 'from hmdc.bench import bench, save; save(bench())'
 	@$(ENV) python -c 'from hmdc.bench import cost, save_cost; save_cost(cost())'
 	@ls figures/bench-* figures/cost-*
+
+precision: setup ## Condense digits in fp32 and in bf16 and compare the accuracies, into figures/ (a quarter of an hour)
+	@$(ENV) python -c 'from hmdc.bench import precision_on_digits; precision_on_digits()'
 
 publish: ## Copy tables and figures, but those of preset smoke, to figures/published, where git keeps them
 	@cp -v $$(ls figures/*-*.* | grep -v -e '-smoke') figures/published/

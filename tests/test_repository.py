@@ -113,3 +113,47 @@ def test_readme_shows_the_published_results(path: Path):
         rows = table(frame)
         for line in [f"| method | {' | '.join(rows.columns)} |", *(f"| {m} | {' | '.join(r)} |" for m, r in rows.iterrows())]:
             assert line in readme, f"README.md cites {path.name}, which says: {line}"
+
+
+def speed_table(frame: pd.DataFrame) -> list[str]:
+    paths, lines = list(frame["path"].unique()), []
+    for part, rows in frame.groupby("part", sort=False):
+        rows = rows.set_index("path")
+        cells = [f"{rows.seconds[p]:.2g} s" + f" ({rows.times_plain[p]:.1f}×)" * (p != "plain") for p in paths]
+        floors = " / ".join(f"{rows.floor_seconds[p]:.2g}" for p in ("fast", "fast, bf16") if p in paths)
+        lines.append(f"| {part} | {' | '.join(cells)} | {floors} s |")
+    return [f"| | {' | '.join(paths)} | floor, fp32 / bf16 |", *lines]
+
+
+def precision_table(frame: pd.DataFrame) -> list[str]:
+    models, lines = list(frame["model"].unique()), []
+    for precision, rows in frame.groupby("precision", sort=False):
+        by_seed = rows.pivot(index="seed", columns="model", values="accuracy")[models].assign(Average=lambda f: f.mean(axis=1))
+        cells = [f"{by_seed[c].mean():.2f} ± {by_seed[c].std():.2f}" for c in by_seed]
+        lines.append(f"| {precision} | {' | '.join(cells)} |")
+    return [f"| | {' | '.join(models)} | Average |", *lines]
+
+
+def cost_table(frame: pd.DataFrame) -> list[str]:
+    rows = (
+        f"| {r.method} | {r.seconds_per_inner_step:.2g} s | {r.inner_steps:,} | {r.device_hours_per_set:.2g} h | {r.memory_gb:.2g} GB |"
+        for r in frame.itertuples()
+    )
+    return ["| method | per inner step | inner steps | per condensed set | memory on top |", *rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("bench-cpu-small", speed_table),
+        ("precision-digits-quick", precision_table),
+        ("cost-cpu-small", cost_table),
+    ],
+)
+def test_readme_shows_the_published_measurements(name: str, lines):
+    frame = pd.read_csv(ROOT / "figures" / "published" / f"{name}.csv")
+    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{name}.csv" in readme
+    for line in lines(frame):
+        assert line in readme, f"README.md cites {name}.csv, which says: {line}"
