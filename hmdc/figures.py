@@ -266,10 +266,12 @@ def plot_distance(
     steps = rows.drop_duplicates(["method", "seed", "step"])
     figure, (ax,) = _canvas(9, 5)
     style, dashes = _style(list(methods), _ORDER), ["-", "--", ":", "-."]
-    marks = dict(markersize=7, markevery=max(1, steps["step"].nunique() // 15)) | _EDGE
-    for (method, part), dash in zip(steps.groupby("method", sort=False), dashes * len(methods)):
-        sns.lineplot(data=part, x="step", y="semantic_distance", ax=ax, errorbar=("pi", 100), linestyle=dash,
-                     label=f"{method} ({'with' if method in distilled else 'without'} MD)", **style[method], **marks)
+    every = max(2, steps["step"].nunique() // 10)
+    for i, (method, part) in enumerate(steps.groupby("method", sort=False)):
+        # one curve may lie on the other: the later is thinner, its marks between those of the earlier
+        marks = dict(markersize=8, markevery=(i * every // len(methods), every)) | _EDGE | style[method]
+        sns.lineplot(data=part, x="step", y="semantic_distance", ax=ax, errorbar=("pi", 100), linestyle=dashes[i % 4],
+                     linewidth=4 / (i + 1), label=f"{method} ({'with' if method in distilled else 'without'} MD)", **marks)
     _mark_fresh(ax, steps)
     ax.set(yscale="log", xlabel="inner step", ylabel="semantic distance (MSE)")
     ax.get_legend().remove()

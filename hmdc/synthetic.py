@@ -253,6 +253,11 @@ def _load(path: str | Path) -> SyntheticSet:
 SyntheticSet.load = staticmethod(_load)
 
 # %% ../nbs/04_synthetic.ipynb #to-elsewhere
+def _picture(image: torch.Tensor) -> Image.Image:
+    "An image [3,H,W] in [0,1] at the nearest of 256 levels."
+    return to_pil_image((255 * image.clamp(0, 1)).round().byte())
+
+
 def _to_folder(
     self: SyntheticSet,
     path: str | Path,  # a folder that does not exist yet
@@ -265,7 +270,7 @@ def _to_folder(
     for number, (image, label) in enumerate(zip(images, labels.tolist())):
         folder = root / self.classes[label].replace("/", "-")  # a class of FashionMNIST is called T-shirt/top
         folder.mkdir(parents=True, exist_ok=True)
-        to_pil_image(image.clamp(0, 1)).save(folder / f"{number:05d}.png")
+        _picture(image).save(folder / f"{number:05d}.png")
 
 
 def _to_dataset(self: SyntheticSet) -> TensorDataset:
@@ -275,7 +280,7 @@ def _to_dataset(self: SyntheticSet) -> TensorDataset:
 
 def _grid(self: SyntheticSet) -> Image.Image:
     "The stored images, a row for each class."
-    return to_pil_image(make_grid(self.images.flatten(0, 1).clamp(0, 1), nrow=self.images.shape[1], padding=1))
+    return _picture(make_grid(self.images.flatten(0, 1), nrow=self.images.shape[1], padding=1))
 
 
 SyntheticSet.to_folder, SyntheticSet.to_dataset, SyntheticSet.grid = _to_folder, _to_dataset, _grid
