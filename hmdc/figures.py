@@ -41,7 +41,7 @@ def _style(names: list[str], order: tuple[str, ...] = ()) -> dict[str, dict]:
     marks = {name: dict(marker=_MARKERS[i % len(_MARKERS)], color=colours[i % 10]) for i, name in enumerate(order)}
     return {name: marks[name] for name in names}
 
-
+# %% ../nbs/16_figures.ipynb #canvas
 _FONTS = dict(context="notebook", font_scale=1.25)
 
 
@@ -63,7 +63,7 @@ def _finish(figure: Figure, said: str, legend: list[Line2D] = (), title: str = "
             figure.legend(handles=legend, loc=f"outside {place}", title=title, ncols=len(legend) if "lower" in place else 1)
     return figure
 
-
+# %% ../nbs/16_figures.ipynb #wrapped
 def _wrapped(setting: str, width: float) -> str:
     "Lines of at most `width` characters, broken after a comma."
     return textwrap.fill(re.sub(r"(?<!,) ", "\u00a0", setting), int(width), break_long_words=False)
