@@ -235,16 +235,20 @@ def _inner_step(seconds: dict[str, float], made: Recipe) -> float:
 def _rounds(
     works: dict[str, dict[str, Callable[[], None]]], rounds: int, device: torch.device, say: Callable[[str], None]
 ) -> pd.DataFrame:  # a row per part, path and turn
-    "Time all parts, the paths in turn; the first turn warms up."
+    "Time all parts, the paths in turn; the turn that warms up is the one in which memory is looked at."
     rows = []
     for part in works["plain"]:
-        for turn in range(rounds + 1):
+        taken = {}
+        for path, work in works.items():
+            with _peak_memory(device) as peak:
+                work[part]()
+            taken[path] = peak[0]
+        for turn in range(rounds):
             for path, work in works.items():
-                with _peak_memory(device) as peak:
-                    seconds = _seconds(work[part], device)
-                rows.append({"part": part, "path": path, "turn": turn, "seconds": seconds, "memory_gb": peak[0]})
+                seconds = _seconds(work[part], device)
+                rows.append({"part": part, "path": path, "turn": turn, "seconds": seconds, "memory_gb": taken[path]})
         say(f"{part}: " + ", ".join(f"{r['path']} {r['seconds']:.3g} s" for r in rows[-len(works) :]))
-    return pd.DataFrame(rows).query("turn > 0")
+    return pd.DataFrame(rows)
 
 # %% ../nbs/14_bench.ipynb #table
 def _table(
@@ -270,7 +274,7 @@ def _table(
 def bench(
     setting: str = "cpu-small",  # a name in SETTINGS
     device: str | torch.device | None = None,  # None: a GPU where there is one
-    rounds: int = 2,  # measurements of each part and path, after one to warm up
+    rounds: int = 3,  # measurements of each part and path, after one to warm up
     compiled: bool = False,  # also with the image step compiled, which takes minutes
     say: Callable[[str], None] = print,
 ) -> pd.DataFrame:  # a row per part and path

@@ -136,7 +136,7 @@ def precision_table(frame: pd.DataFrame) -> list[str]:
 
 def cost_table(frame: pd.DataFrame) -> list[str]:
     rows = (
-        f"| {r.method} | {r.seconds_per_inner_step:.2g} s | {r.inner_steps:,} | {r.device_hours_per_set:.2g} h | {r.memory_gb:.2g} GB |"
+        f"| {r.method} | {r.seconds_per_inner_step:.2g} s | {r.inner_steps:,} | {r.device_hours_per_set:.0f} h | {r.memory_gb:.2g} GB |"
         for r in frame.itertuples()
     )
     return ["| method | per inner step | inner steps | per condensed set | memory on top |", *rows]
