@@ -159,7 +159,6 @@ def test_bf16_trains_the_members(digits):
     setting, state, networks, ssd, targets, gbm, chosen = stage(digits, made)
     live = [trainer.LiveMember.fresh(m, made, digits, state.streams["members"], "cpu") for m in made.members]
     reference = copy.deepcopy(live[0].network)
-    setting.recipe = made
     fp32 = copy.deepcopy(setting)
     fp32.recipe = made.replace(precision="fp32")
     other = [trainer.LiveMember(n, torch.optim.SGD(n.parameters(), 0.01)) for n in (reference,)]
