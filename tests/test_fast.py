@@ -158,14 +158,14 @@ def test_bf16_trains_the_members(digits):
     made = small("hmdc", precision="bf16", train_images=320)
     setting, state, networks, ssd, targets, gbm, chosen = stage(digits, made)
     live = [trainer.LiveMember.fresh(m, made, digits, state.streams["members"], "cpu") for m in made.members]
-    reference = copy.deepcopy(live[0].network)
+    reference, start = (copy.deepcopy(live[0].network) for _ in range(2))
+    start = dict(start.named_parameters())
     fp32 = copy.deepcopy(setting)
     fp32.recipe = made.replace(precision="fp32")
     other = [trainer.LiveMember(n, torch.optim.SGD(n.parameters(), 0.01)) for n in (reference,)]
     streams = [torch.Generator().manual_seed(5) for _ in range(2)]
     trainer._train_members(setting, live[:1], {}, {}, streams[0])
     trainer._train_members(fp32, other, {}, {}, streams[1])
-    start = dict(copy.deepcopy(networks[0]).named_parameters())
     moved, should = (
         torch.cat([(p - start[n]).flatten() for n, p in network.named_parameters()])
         for network in (live[0].network, reference)
