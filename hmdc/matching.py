@@ -17,6 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .convolution import plain
 from .models import Feature, Network, tap
 
 # %% ../nbs/05_matching.ipynb #gradients
@@ -187,12 +188,12 @@ class CompiledMatching:
 
     def __init__(
         self,
-        networks: list[Network],  # in evaluation mode; their values may change in place between calls
+        networks: list[Network],  # in evaluation mode, for this alone: they become `plain`; their values may change in place
         targets: list[GradientMatching],
         images: torch.Tensor,  # [B,3,H,W], any: to see which parameters the targets depend on
         backend: str = "inductor",  # of torch.compile
     ):
-        tapped = [_Tapped(n) for n in networks]
+        tapped = [_Tapped(plain(n)) for n in networks]
         self.pure = _PureTargets(tapped, targets, _dependent(targets, tapped, images))
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
         self.weighted = compiled(partial(_weighted_gradient, self.pure))

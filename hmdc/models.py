@@ -26,6 +26,8 @@ from timm.layers import to_2tuple
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from .convolution import ConvBlock, quicken
+
 # %% ../nbs/03_models.ipynb #seeded
 @contextmanager
 def seeded(
@@ -49,16 +51,7 @@ def stream(
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-# %% ../nbs/03_models.ipynb #convnet-block
-def _convnet_block(in_chans: int, width: int) -> nn.Sequential:
-    "Convolution, instance normalisation, ReLU, average pooling."
-    return nn.Sequential(
-        nn.Conv2d(in_chans, width, 3, padding=1),
-        nn.GroupNorm(width, width),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-    )
-
+# %% ../nbs/03_models.ipynb #map-size
 def _map_size(img_size: int | tuple[int, int], depth: int) -> int:
     "Side of the last map. Raises: ValueError."
     size = min(to_2tuple(img_size))
@@ -98,7 +91,7 @@ class ConvNet(_OneClassifier):
         depth: int = 3,  # blocks; each halves the map
     ):
         super().__init__()
-        self.blocks = nn.Sequential(*(_convnet_block(width if i else in_chans, width) for i in range(depth)))
+        self.blocks = nn.Sequential(*(ConvBlock(width if i else in_chans, width) for i in range(depth)))
         self.num_features = self.head_hidden_size = width * _map_size(img_size, depth) ** 2
         self.reset_classifier(num_classes)
 
@@ -326,7 +319,7 @@ def create_model(
     start = _start(name, weights, tuple(sorted((sized | kwargs).items())))
     size = input_size or start.input_size or image_size
     with seeded(generator):
-        model = timm.create_model(name, num_classes=num_classes, **_timm_kwargs(name, start, size, kwargs))
+        model = quicken(timm.create_model(name, num_classes=num_classes, **_timm_kwargs(name, start, size, kwargs)))
     if start.state is not None:
         _load_backbone(model, start, name)
     return Network(model, size, start.truth)

@@ -372,12 +372,13 @@ def _side_by_side(work: Callable[[], object], n_classes: int, device: torch.devi
 _COMPILE_FROM = 20_000  # passes of a class in a run (the paper's has 100,000) that make up for minutes of compiling
 
 
-def _compiles(recipe: Recipe, n_classes: int, asked: bool | None) -> bool:
+def _compiles(recipe: Recipe, n_classes: int, asked: bool | None, device: torch.device) -> bool:
     "Whether to compile. Warns where it was asked for and cannot be."
     if not recipe.members or not (asked or asked is None):
         return False
     passes = recipe.outer_steps * recipe.inner_steps * n_classes
-    if asked is None and passes < _COMPILE_FROM:
+    gains = device.type != "cpu" or recipe.precision == "bf16"  # else `convolution` is faster than compiled code
+    if asked is None and not (gains and passes >= _COMPILE_FROM):
         return False
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         warnings.warn("no C++ compiler: the plain path is taken, slower and with the same results")
@@ -759,7 +760,7 @@ def condense(
         _claim(out, recipe, data, seed)
         if (out / "synthetic.safetensors").is_file():
             return SyntheticSet.load(out / "synthetic.safetensors")
-    engine = _Engine(classes_at_once, _compiles(recipe, data.num_classes, compiled))
+    engine = _Engine(classes_at_once, _compiles(recipe, data.num_classes, compiled, device))
     setting, state = _begin(recipe, data, seed, device, engine)
     if out and (out / "checkpoint.pt").is_file():
         state.load(out / "checkpoint.pt")

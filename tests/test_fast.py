@@ -101,7 +101,7 @@ def test_compiled_is_plain(digits, made, monkeypatch):
     values = match_class(real, leaf, 3, networks, targets)
     apart = torch.stack([torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in values])
     weights = torch.linspace(1, 0.1, len(targets))
-    matching = CompiledMatching(networks, targets, real[:2])
+    matching = CompiledMatching(copy.deepcopy(networks), targets, real[:2])
     for ours, theirs in zip(matching(real, leaf.detach(), 3), (apart, torch.stack(values))):
         assert difference(ours, theirs) < 1e-4
     ours, found = matching(real, leaf.detach(), 3, weights)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 KINDS = {  # a notebook's kind follows from its name
-    "component": r"\d\d_\w+",  # exports a module, committed with its outputs
+    "component": r"\d\d[a-z]?_\w+",  # exports a module, committed with its outputs
     "reproduce": r"reproduce_\w+",  # has parameters, committed without outputs
     "document": r"look_inside",  # has parameters, committed with its outputs
 }
