@@ -16,25 +16,28 @@ from torch import nn
 # %% ../nbs/02b_convolution.ipynb #reach
 @lru_cache
 def _reach(
-    size: tuple[int, int], stride: tuple[int, int], dtype: torch.dtype
-) -> tuple[torch.Tensor, tuple[int, int]]:  # [9, places out · places in], size of the output
-    "By which weight of a 3×3 kernel each place of a map reaches each place of the output."
+    size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dtype: torch.dtype
+) -> tuple[torch.Tensor, tuple[int, int]]:  # [weights, places out · places in], size of the output
+    "By which weight of a kernel each place of a map reaches each place of the output."
     rows, columns = (
-        [[[i == step * o + tap - 1 for i in range(n)] for o in range(-(-n // step))] for tap in range(3)]
-        for n, step in zip(size, stride)
+        [[[i == step * o + tap - taps // 2 for i in range(n)] for o in range(-(-n // step))] for tap in range(taps)]
+        for n, taps, step in zip(size, kernel, stride)
     )
     table = np.einsum("aoi,bpj->abopij", np.array(rows, float), np.array(columns, float))
     with torch.inference_mode(False):  # it is kept, also for callers that need gradients
-        return torch.from_numpy(table.reshape(9, -1)).to(dtype), table.shape[2:4]
+        return torch.from_numpy(table.reshape(kernel[0] * kernel[1], -1)).to(dtype), table.shape[2:4]
 
 # %% ../nbs/02b_convolution.ipynb #dense
 def dense(
     x: torch.Tensor,  # [B,C,h,w], of few places
-    weight: torch.Tensor,  # [C',C,3,3]
+    weight: torch.Tensor,  # [C',C,k,k], k odd
     stride: tuple[int, int] = (1, 1),
 ) -> torch.Tensor:  # [B,C',h',w']
-    "Convolution, padded by one, as one matrix."
-    table, size = _reach(tuple(x.shape[2:]), stride, x.dtype)
+    "Convolution, padded so that the kernel's middle meets every place, as one matrix."
+    kernel = tuple(weight.shape[2:])
+    if x.shape[2:] == (1, 1):
+        return F.linear(x.flatten(1), weight[:, :, kernel[0] // 2, kernel[1] // 2])[..., None, None]
+    table, size = _reach(tuple(x.shape[2:]), kernel, stride, x.dtype)
     places = size[0] * size[1]
     entries = (weight.flatten(2) @ table).unflatten(2, (places, -1))  # [C',C,places out,places in]
     matrix = entries.transpose(1, 2).reshape(len(weight) * places, -1)
@@ -328,12 +331,13 @@ class Conv2d(nn.Conv2d):
     plain = False  # True: torch's own way always
 
     def _way(self, x: torch.Tensor):  # a function of input and weight, or None: torch's own
-        form = (self.kernel_size, self.padding, self.dilation, self.groups, self.padding_mode)
-        if self.plain or not _is_served(x) or x.dim() != 4 or form != ((3, 3), (1, 1), (1, 1), 1, "zeros"):
+        usual = (self.dilation, self.groups, self.padding_mode) == ((1, 1), 1, "zeros") and x.dim() == 4
+        shape = (self.kernel_size, self.padding)
+        if self.plain or not usual or shape not in (((3, 3), (1, 1)), ((1, 1), (0, 0))) or not _is_served(x):
             return None
         if x.shape[2] * x.shape[3] <= 4:
             return partial(dense, stride=self.stride)
-        if self.stride != (1, 1):
+        if self.stride != (1, 1) or self.kernel_size == (1, 1):
             return None
         if self.in_channels < 8:
             return unrolled
