@@ -318,7 +318,7 @@ def normalised_pool(
     "Instance norm, ReLU and 2×2 average pooling in one piece, twice differentiable."
     return _NormalisedPool.apply(x.contiguous(), shift, weight, bias, eps)
 
-# %% ../nbs/02b_convolution.ipynb #conv2d
+# %% ../nbs/02b_convolution.ipynb #convolution-layer
 def _is_served(x: torch.Tensor) -> bool:
     "On a CPU, in full precision, and not in a function that is being compiled."
     full = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")

@@ -17,7 +17,7 @@ import hmdc
 from hmdc.report import table
 
 ROOT = Path(__file__).parent.parent
-COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
+COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"))
 MODULES = sorted((ROOT / "hmdc").glob("[!_]*.py"))
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|mnt)/\w|\b[A-Z]:\\Users\\")
