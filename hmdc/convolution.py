@@ -34,12 +34,12 @@ def dense(
     stride: tuple[int, int] = (1, 1),
 ) -> torch.Tensor:  # [B,C',h',w']
     "Convolution, padded so that the kernel's middle meets every place, as one matrix."
-    kernel = tuple(weight.shape[2:])
+    taps = weight.flatten(2)
     if x.shape[2:] == (1, 1):
-        return F.linear(x.flatten(1), weight[:, :, kernel[0] // 2, kernel[1] // 2])[..., None, None]
-    table, size = _reach(tuple(x.shape[2:]), kernel, stride, x.dtype)
+        return F.linear(x.flatten(1), taps[..., taps.shape[2] // 2])[..., None, None]
+    table, size = _reach(tuple(x.shape[2:]), tuple(weight.shape[2:]), stride, x.dtype)
     places = size[0] * size[1]
-    entries = (weight.flatten(2) @ table).unflatten(2, (places, -1))  # [C',C,places out,places in]
+    entries = (taps @ table).unflatten(2, (places, -1))  # [C',C,places out,places in]
     matrix = entries.transpose(1, 2).reshape(len(weight) * places, -1)
     return F.linear(x.flatten(1), matrix).view(len(x), len(weight), *size)
 
