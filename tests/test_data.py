@@ -337,7 +337,8 @@ def cifar10_test_part(folder: Path) -> Path:
     if not archive.is_file():
         pytest.skip(f"no cifar10-test.tar.gz in {where}: set HMDC_CIFAR10 to the folder that holds it")
     with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
+        file.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.3 and older have none
+        file.extractall(folder)
     return folder / "cifar10"
 
 
