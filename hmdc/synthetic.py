@@ -131,11 +131,10 @@ def embed(
     images: torch.Tensor,  # uint8 [N,3,H,W]
     data: ImageData,  # for its statistics
     device: torch.device | str = "cpu",
-    batch: int | None = None,  # images at a time; None: 512, on a CPU 32, whose maps are handed on in the cache
 ) -> torch.Tensor:  # [N,D]
     "Features before the classifier, of a network in evaluation mode."
     network.eval()
-    batch = batch or (32 if torch.device(device).type == "cpu" else 512)
+    batch = 32 if torch.device(device).type == "cpu" else 512  # the maps of 32 images stay in a CPU's cache
     return torch.cat([network.embed(data.normalise(part.to(device))) for part in images.split(batch)])
 
 # %% ../nbs/04_synthetic.ipynb #check-initial
