@@ -186,17 +186,23 @@ def _halving(width: int, dtype: torch.dtype) -> torch.Tensor:  # [2·width, widt
         return torch.from_numpy(np.tile(np.pad(matrix, ((0, width % 2), (0, 0))), (2, 1))).to(dtype)
 
 
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    "a @ b in their own precision, also under autocast."
+    with torch.autocast("cpu", enabled=False):
+        return a @ b
+
+
 def _pool(rows: torch.Tensor) -> torch.Tensor:  # [R,H,W] -> [R,H//2,W//2]
     "Average pooling, 2×2. A last odd line is left out."
     _, height, width = rows.shape
     lines = rows[:, : height // 2 * 2].reshape(-1, 2 * width)
-    return (lines @ _halving(width, rows.dtype)).view(-1, height // 2, width // 2)
+    return _product(lines, _halving(width, rows.dtype)).view(-1, height // 2, width // 2)
 
 
 def _unpool(grad: torch.Tensor, height: int, width: int) -> torch.Tensor:  # [R,H//2,W//2] -> [R,H,W]
     "The adjoint of `_pool`."
-    lines = (grad.reshape(-1, width // 2) @ _halving(width, grad.dtype).T).view(len(grad), -1, width)
-    return F.pad(lines, (0, 0, 0, height % 2))
+    lines = _product(grad.reshape(-1, width // 2), _halving(width, grad.dtype).T)
+    return F.pad(lines.view(len(grad), -1, width), (0, 0, 0, height % 2))
 
 # %% ../nbs/02b_convolution.ipynb #rows
 class _Rows:
@@ -309,19 +315,19 @@ class _NormalisedPool(torch.autograd.Function):
 
 
 def normalised_pool(
-    x: torch.Tensor,  # [B,C,H,W], H and W at least 2
+    x: torch.Tensor,  # [B,C,H,W], H and W at least 2; it is normalised in the precision of weight
     shift: torch.Tensor,  # [C] added to x before the norm, where it has no effect
     weight: torch.Tensor,  # [C] of the norm
     bias: torch.Tensor,  # [C]
     eps: float = 1e-5,
 ) -> torch.Tensor:  # [B,C,H//2,W//2]
     "Instance norm, ReLU and 2×2 average pooling in one piece, twice differentiable."
-    return _NormalisedPool.apply(x.contiguous(), shift, weight, bias, eps)
+    return _NormalisedPool.apply(x.to(weight.dtype).contiguous(), shift, weight, bias, eps)
 
 # %% ../nbs/02b_convolution.ipynb #convolution-layer
-def _is_served(x: torch.Tensor) -> bool:
-    "On a CPU, in full precision, and not in a function that is being compiled."
-    full = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+def _is_served(x: torch.Tensor, parameter: torch.Tensor) -> bool:
+    "On a CPU, with parameters in full precision, and not in a function that is being compiled."
+    full = parameter.dtype in (torch.float32, torch.float64)
     return x.device.type == "cpu" and full and not torch.compiler.is_compiling()
 
 
@@ -333,7 +339,8 @@ class Conv2d(nn.Conv2d):
     def _way(self, x: torch.Tensor):  # a function of input and weight, or None: torch's own
         usual = (self.dilation, self.groups, self.padding_mode) == ((1, 1), 1, "zeros") and x.dim() == 4
         shape = (self.kernel_size, self.padding)
-        if self.plain or not usual or shape not in (((3, 3), (1, 1)), ((1, 1), (0, 0))) or not _is_served(x):
+        usual = usual and shape in (((3, 3), (1, 1)), ((1, 1), (0, 0)))
+        if self.plain or not usual or not _is_served(x, self.weight) or torch.is_autocast_enabled("cpu"):
             return None
         if x.shape[2] * x.shape[3] <= 4:
             return partial(dense, stride=self.stride)
@@ -361,7 +368,7 @@ class ConvBlock(nn.Sequential):
         super().__init__(conv, norm, nn.ReLU(), nn.AvgPool2d(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.plain or not _is_served(x):
+        if self.plain or not _is_served(x, self[1].weight):
             return super().forward(x)
         conv, norm = self[0], self[1]
         return normalised_pool(conv._conv_forward(x, conv.weight, None), conv.bias, norm.weight, norm.bias, norm.eps)

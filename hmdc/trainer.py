@@ -16,9 +16,10 @@ import shutil
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, TypeVar
+from typing import Callable, Iterator, TypeVar
 
 import pandas as pd
 import torch
@@ -402,6 +403,14 @@ class _Setting:
         "The precision of the recipe, entered anew for every step: within it, converted weights are kept."
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        "The same for a training step of the members."
+        # On a CPU the fused attention's way back in bf16 takes longer than its parts, where sequences are short.
+        apart = self.recipe.precision == "bf16" and self.device.type == "cpu"
+        with self.autocast(), sdpa_kernel(SDPBackend.MATH) if apart else nullcontext():
+            yield
+
     def real(self, label: int, chosen: torch.Tensor) -> torch.Tensor:
         "Normalised real images of one class."
         return self.data.normalise(self.pools[label][chosen])
@@ -593,7 +602,7 @@ def _train_members(
     seen = []
     for images, targets in _training_images(setting, generator):
         images, mixed = training_batch(images, targets, recipe.training_augment, recipe.cutmix, generator)
-        with setting.autocast():
+        with setting.training():
             train_step(members, ssd if recipe.mutual_distillation else None, images, targets, mixed)
         seen.append(images)
     distances = []

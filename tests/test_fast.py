@@ -206,6 +206,19 @@ def test_bf16_trains_the_members(digits):
     assert torch.nn.functional.cosine_similarity(moved, should, dim=0) > 0.98
 
 
+@bf16
+def test_bf16_side_by_side_is_one_after_the_other(digits):
+    "A thread's precision is its own: some are within a norm, in fp32, while others multiply in bf16."
+    moved = []
+    for at_once in (1, 3):
+        set_up = stage(digits, WIDE.replace(precision="bf16", normalise_gradient=False), at_once)
+        before = set_up[1].images
+        set_up[1].momentum.zero_()
+        trainer._image_step(*set_up, True)
+        moved.append((set_up[1].images - before).flatten())
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.999
+
+
 def test_bf16_where_there_is_none(digits, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with pytest.raises(ValueError, match="has no bf16: pass precision='fp32'"):
