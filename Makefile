@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 PYTHON ?=
+DATASET ?= digits
 
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.hmdc-installed
@@ -66,8 +67,8 @@ bench: setup ## Measure time, memory and arithmetic of every part, plain and fas
 	@$(ENV) python -c 'from hmdc.bench import cost, save_cost; save_cost(cost())'
 	@ls figures/bench-* figures/cost-*
 
-precision: setup ## Condense digits in fp32 and in bf16 and compare the accuracies, into figures/ (a quarter of an hour)
-	@$(ENV) python -c 'from hmdc.bench import precision_on_digits; precision_on_digits()'
+precision: setup ## Condense DATASET (digits) in fp32 and in bf16 and compare the accuracies, into figures/ (a quarter of an hour)
+	@$(ENV) python -c 'from hmdc.bench import save_precision; save_precision("$(DATASET)")'
 
 publish: ## Copy tables and figures, but those of preset smoke, to figures/published, where git keeps them
 	@cp -v $$(ls figures/*-*.* | grep -v -e '-smoke') figures/published/

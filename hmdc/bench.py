@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'noise', 'Route', 'routes', 'Stage', 'parts', 'matrix_rate', 'bench', 'plot', 'save', 'cost', 'save_cost',
-           'precision_effect', 'precision_on_digits']
+           'precision_effect', 'save_precision']
 
 # %% ../nbs/14_bench.ipynb #imports
 import ctypes
@@ -337,28 +337,33 @@ def _method_recipe(method: str, setting: str) -> Recipe:
     return own.replace(members=made.members[: len(own.members)], **batches)
 
 
+def _cycle(stage: Stage) -> dict[str, float]:
+    "Cost of a method from two inner steps: one with refresh and sample, and one like the others of a cycle."
+    made, seconds = stage.recipe, []
+    with _peak_memory(stage.device) as peak:
+        for sample in (True, False):
+            first = stage.refresh if sample and made.real_choice == "kmeans" else lambda: None
+            seconds.append(_seconds(lambda: (first(), stage.image_step(sample), stage.train_all()), stage.device))  # noqa: B023
+    per_step = (seconds[0] + (made.refresh_every - 1) * seconds[1]) / made.refresh_every
+    steps = made.outer_steps * made.inner_steps
+    return {"seconds_per_inner_step": per_step, "inner_steps": steps,
+            "device_hours_per_set": per_step * steps / 3600, "memory_gb": peak[0]}
+
+
 def cost(
     methods: tuple[str, ...] = ("idc", "dream", "two_models", "hmdc"),
     setting: str = "cpu-small",
     device: str | torch.device | None = None,  # None: a GPU where there is one
-    precision: str = "fp32",
-) -> pd.DataFrame:  # a row per method
+) -> pd.DataFrame:  # a row per precision that the device has, and method
     "Seconds per inner step, hours per condensed set and peak memory of every method."
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data, rows = noise(SETTINGS[setting][1]), []
-    for method in methods:
-        made = _method_recipe(method, setting)
-        stage = Stage(made, data, Route(precision), device)
-        seconds = []
-        with _peak_memory(device) as peak:
-            for sample in (True, False):
-                first = stage.refresh if sample and made.real_choice == "kmeans" else lambda: None
-                seconds.append(_seconds(lambda: (first(), stage.image_step(sample), stage.train_all()), device))  # noqa: B023
-        per_step = (seconds[0] + (made.refresh_every - 1) * seconds[1]) / made.refresh_every
-        steps = made.outer_steps * made.inner_steps
-        rows.append({"method": method, "precision": precision, "seconds_per_inner_step": per_step,
-                     "inner_steps": steps, "device_hours_per_set": per_step * steps / 3600, "memory_gb": peak[0]})
+    for route in (route for route in routes(False, device).values() if not route.plain):
+        for method in methods:
+            stage = Stage(_method_recipe(method, setting), data, route, device)
+            rows.append({"method": method, "precision": route.precision, **_cycle(stage)})
     return pd.DataFrame(rows).assign(setting=setting, **provenance())
+
 
 def save_cost(frame: pd.DataFrame, folder: str | Path = "figures") -> None:
     "Write the table: cost-<setting>.csv."
@@ -384,10 +389,14 @@ def precision_effect(
             frames.append(found.assign(precision=precision, method=made.name, dataset=data.name))
     return pd.concat(frames, ignore_index=True).assign(**provenance())
 
-def precision_on_digits(folder: str | Path = "figures") -> None:
-    "The effect on digits, HMDC at preset quick, three seeds: precision-digits-quick.csv."
-    made = recipe("hmdc", preset="quick")
+
+def save_precision(
+    dataset: str | Path = "digits",  # as for load_dataset
+    folder: str | Path = "figures",
+) -> None:
+    "The effect on HMDC at preset quick, three seeds: precision-<dataset>-quick.csv."
+    data, made = load_dataset(dataset), recipe("hmdc", preset="quick")
     models = [made.members[0], "resnet18", made.members[1]]
-    found = precision_effect(load_dataset("digits"), made, models, [0, 1, 2], epochs=25, out="runs/precision")
+    found = precision_effect(data, made, models, [0, 1, 2], epochs=25, out=f"runs/precision-{data.name}")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    found.to_csv(Path(folder) / "precision-digits-quick.csv", index=False)
+    found.to_csv(Path(folder) / f"precision-{data.name}-quick.csv", index=False)
