@@ -113,7 +113,7 @@ def _training(stage: Stage) -> tuple[Callable[[], None], Callable[[], None]]:
     images, mixed = training_batch(images, targets, made.training_augment, made.cutmix, stage.state.streams["training"])
 
     def train_once() -> None:
-        with stage.setting.training():
+        with trainer._training_precision(stage.setting):
             train_step(stage.live, stage.ssd if made.mutual_distillation else None, images, targets, mixed)
 
     def ssd_once() -> None:

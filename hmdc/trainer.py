@@ -403,14 +403,6 @@ class _Setting:
         "The precision of the recipe, entered anew for every step: within it, converted weights are kept."
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        "The same for a training step of the members."
-        # On a CPU the fused attention's way back in bf16 takes longer than its parts, where sequences are short.
-        apart = self.recipe.precision == "bf16" and self.device.type == "cpu"
-        with self.autocast(), sdpa_kernel(SDPBackend.MATH) if apart else nullcontext():
-            yield
-
     def real(self, label: int, chosen: torch.Tensor) -> torch.Tensor:
         "Normalised real images of one class."
         return self.data.normalise(self.pools[label][chosen])
@@ -580,6 +572,15 @@ def batches(
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
+# %% ../nbs/09_trainer.ipynb #training-precision
+@contextmanager
+def _training_precision(setting: _Setting) -> Iterator[None]:
+    "The precision of the recipe for a training step of the members."
+    # On a CPU the fused attention's way back in bf16 takes longer than its parts, where sequences are short.
+    apart = setting.recipe.precision == "bf16" and setting.device.type == "cpu"
+    with setting.autocast(), sdpa_kernel(SDPBackend.MATH) if apart else nullcontext():
+        yield
+
 # %% ../nbs/09_trainer.ipynb #train-members
 def _training_images(setting: _Setting, generator: torch.Generator):
     "Batches of real images of all classes with one-hot labels: `train_images` drawn from the pools."
@@ -602,7 +603,7 @@ def _train_members(
     seen = []
     for images, targets in _training_images(setting, generator):
         images, mixed = training_batch(images, targets, recipe.training_augment, recipe.cutmix, generator)
-        with setting.training():
+        with _training_precision(setting):
             train_step(members, ssd if recipe.mutual_distillation else None, images, targets, mixed)
         seen.append(images)
     distances = []

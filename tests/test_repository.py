@@ -124,9 +124,14 @@ def speed_table(frame: pd.DataFrame) -> list[str]:
     return [f"| | {' | '.join(paths)} | floor, {' / '.join(paths)} |", *lines]
 
 
-def bf16_sentence(frame: pd.DataFrame) -> list[str]:
-    seconds = frame[frame["part"] == "image step"].set_index("path")["seconds"]
-    return [f"an image step took {seconds['fast, bf16']:.2g} s in bf16 and {seconds['fast']:.2g} s in fp32"]
+def older_processor(frame: pd.DataFrame) -> list[str]:
+    rows = frame.set_index(["part", "path"])
+    image, whole = (rows.loc[part] for part in ("image step", "inner step"))
+    return [
+        f"the image step takes {image.seconds['plain']:.2g} s plain and {image.seconds['fast']:.2g} s fast "
+        f"({image.times_plain['fast']:.1f}×),",
+        f"an inner step {whole.seconds['plain']:.2g} s and {whole.seconds['fast']:.2g} s ({whole.times_plain['fast']:.1f}×)",
+    ]
 
 
 def precision_table(frame: pd.DataFrame) -> list[str]:
@@ -139,19 +144,24 @@ def precision_table(frame: pd.DataFrame) -> list[str]:
 
 
 def cost_table(frame: pd.DataFrame) -> list[str]:
-    rows = (
-        f"| {r.method} | {r.seconds_per_inner_step:.2g} s | {r.inner_steps:,} | {r.device_hours_per_set:.0f} h | {r.memory_gb:.2g} GB |"
-        for r in frame.itertuples()
-    )
-    return ["| method | per inner step | inner steps | per condensed set | memory on top |", *rows]
+    lines = []
+    for method, rows in frame.groupby("method", sort=False):
+        seconds, hours, memory = (
+            " / ".join(form.format(value) for value in rows[column])
+            for column, form in (("seconds_per_inner_step", "{:.2g}"), ("device_hours_per_set", "{:.0f}"), ("memory_gb", "{:.2g}"))
+        )
+        lines.append(f"| {method} | {seconds} s | {rows.inner_steps.iloc[0]:,} | {hours} h | {memory} GB |")
+    precisions = " / ".join(frame["precision"].unique())
+    return [f"| {precisions} | per inner step | inner steps | per condensed set | memory on top |", *lines]
 
 
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
         ("bench-cpu-small", speed_table),
-        ("bench-cpu-small-bf16", bf16_sentence),
+        ("bench-cpu-small-avx2", older_processor),
         ("precision-digits-quick", precision_table),
+        ("precision-cifar10-quick", precision_table),
         ("cost-cpu-small", cost_table),
     ],
 )
