@@ -67,7 +67,7 @@ bench: setup ## Measure time, memory and arithmetic of every part, plain and fas
 	@$(ENV) python -c 'from hmdc.bench import cost, save_cost; save_cost(cost())'
 	@ls figures/bench-* figures/cost-*
 
-precision: setup ## Condense DATASET (digits) in fp32 and in bf16 and compare the accuracies, into figures/ (a quarter of an hour)
+precision: setup ## Condense DATASET (digits) in fp32 and in bf16 and compare the accuracies, into figures/ (8 minutes for digits)
 	@$(ENV) python -c 'from hmdc.bench import save_precision; save_precision("$(DATASET)")'
 
 publish: ## Copy tables and figures, but those of preset smoke, to figures/published, where git keeps them

@@ -338,8 +338,7 @@ class Conv2d(nn.Conv2d):
 
     def _way(self, x: torch.Tensor):  # a function of input and weight, or None: torch's own
         usual = (self.dilation, self.groups, self.padding_mode) == ((1, 1), 1, "zeros") and x.dim() == 4
-        shape = (self.kernel_size, self.padding)
-        usual = usual and shape in (((3, 3), (1, 1)), ((1, 1), (0, 0)))
+        usual = usual and (self.kernel_size, self.padding) in (((3, 3), (1, 1)), ((1, 1), (0, 0)))
         if self.plain or not usual or not _is_served(x, self.weight) or torch.is_autocast_enabled("cpu"):
             return None
         if x.shape[2] * x.shape[3] <= 4:

@@ -152,7 +152,7 @@ def cost_table(frame: pd.DataFrame) -> list[str]:
         )
         lines.append(f"| {method} | {seconds} s | {rows.inner_steps.iloc[0]:,} | {hours} h | {memory} GB |")
     precisions = " / ".join(frame["precision"].unique())
-    return [f"| {precisions} | per inner step | inner steps | per condensed set | memory on top |", *lines]
+    return [f"| method, {precisions} | per inner step | inner steps | per condensed set | memory on top |", *lines]
 
 
 @pytest.mark.parametrize(
