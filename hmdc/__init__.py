@@ -3,12 +3,14 @@
 __version__ = "0.1.0"
 
 from .data import ImageData, load_dataset
-from .evaluation import evaluate
+from .evaluation import evaluate, train
 from .models import Member, create_model, tap
 from .recipes import recipe
+from .settings import Recipe
 from .synthetic import SyntheticSet
-from .trainer import Recipe, condense
+from .trainer import condense
 
 __all__ = [
     "ImageData", "Member", "Recipe", "SyntheticSet", "condense", "create_model", "evaluate", "load_dataset", "recipe", "tap",
+    "train",
 ]

@@ -213,7 +213,7 @@ def apply(
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError("augmentation needs a batch of normalised float images [B,C,H,W], "
-                         f"got {images.dtype} {list(images.shape)}: call ImageData.normalise first")
+                         f"got {images.dtype} {list(images.shape)}: call Statistics.normalise first")
     for op, values in draws:
         if len(values) not in (1, len(images)):
             raise ValueError(f"{op} was drawn for {len(values)} images and the batch has {len(images)}: "

@@ -1,6 +1,7 @@
 """Bad input: one clear error, before any work and before anything is written. Folders of images: test_data.py."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import torch
 
 from hmdc import Member, Recipe, SyntheticSet, condense, evaluate, evaluation, recipe, trainer
 from hmdc.data import ImageData
+from hmdc.matching import Gradients
+from hmdc.md import Distillation
+from hmdc.paradigms import Discrimination, Features, Trajectories
+from hmdc.provenance import checked
+from hmdc.settings import Ages, Experts, Length, Motion, Training
 
 
 def noise(classes: tuple[str, ...] = ("cat", "dog", "éléphant"), per_class: int = 8, pixels: int = 16) -> ImageData:
@@ -34,8 +40,8 @@ def idle(monkeypatch):
     def work(*_, **__):
         raise AssertionError("work began")
 
-    monkeypatch.setattr(trainer, "_begin", work)
-    monkeypatch.setattr(evaluation, "_evaluate_one", work)
+    monkeypatch.setattr(trainer, "Pool", work)
+    monkeypatch.setattr(evaluation, "training_epochs", work)
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
@@ -57,39 +63,97 @@ def assert_refused(error: type[Exception], match: str, call, *args, out: Path, *
 @pytest.mark.parametrize("kwargs, match", [
     ({"name": "hdmc"}, "unknown method 'hdmc': random, .*hmdc.* are served"),
     ({"name": "HMDC"}, "unknown method 'HMDC'"),
-    ({"preset": "fast"}, "unknown preset 'fast': paper, quick, smoke are served"),
-    ({"outer_step": 3}, "a recipe has no field outer_step; its fields: .*outer_steps"),
-    ({"lr": 1, "epochs": 2}, "a recipe has no field epochs, lr; its fields"),
-    ({"ipc": 0}, "ipc is 0: it must be at least 1"),
-    ({"ipc": -1}, "ipc is -1: it must be at least 1"),
-    ({"factor": 0}, "factor is 0: it must be at least 1"),
-    ({"inner_steps": 0}, "inner_steps is 0: it must be at least 1"),
-    ({"outer_steps": -1}, "-1 outer steps|outer_steps is -1"),
-    ({"members": ()}, "0 members: nothing can be matched"),
-    ({"init": "noise"}, "init is 'noise': 'random', 'real', 'kmeans' are served"),
-    ({"image_space": "pixels"}, "image_space is 'pixels': 'normalised', 'pixel' are served"),
-    ({"balance": "mean"}, "balance is 'mean': None, 'max', 'sum' are served"),
-    ({"matching_augment": "autoaugment"}, "matching_augment is 'autoaugment': .*'dsa'.* are served"),
+    ({"preset": "fast"}, "unknown preset 'fast': paper, budget, quick, smoke are served"),
+    ({"outer_step": 3}, "a recipe has no field outer_step; its fields: name, members, .*, outer, inner, "),
+    ({"speed": 1, "rounds": 2}, "a recipe has no field rounds, speed; its fields"),
+    ({"members": ()}, "1 outer steps with 0 members and 2 targets: nothing can be matched"),
+    ({"targets": ()}, "1 outer steps with 2 members and 0 targets: nothing can be matched"),
+    ({"init": "noise"}, "init is 'noise': 'kmeans', 'real', 'random' are served"),
+    ({"space": "pixels"}, "space is 'pixels': 'normalised', 'pixel' are served"),
+    ({"turn": "each"}, "turn is 'each': 'all', 'class' are served"),
+    ({"clamp": "never"}, "clamp is 'never': 'step', 'outer', None are served"),
+    ({"choice": "nearest"}, "choice is 'nearest': 'kmeans', 'random' are served"),
+    ({"on": "both"}, "on is 'both': 'real', 'synthetic', None are served"),
+    ({"ssd_mix": "both"}, "ssd_mix is 'both': 'source', 'target' are served"),
+    ({"precision": "fp16"}, "precision is 'fp16': 'fp32', 'bf16' are served"),
+    ({"balance": "mean"}, "balance is 'mean': 'max', 'sum', 'last', 'ema', None are served"),
+    ({"augment": "autoaugment"}, "augment is 'autoaugment': .*'dsa'.* are served"),
+    ({"train_augment": ["flip"]}, "train_augment is .*: .*'dsa'.* are served"),
+    ({"fresh": "inner"}, r"fresh is 'inner': 'outer', Ages\(…\) and Experts\(…\) are served"),
 ])
 def test_recipes(kwargs, match):
     with pytest.raises(ValueError, match=match):
         recipe(**{"name": "hmdc", "preset": "smoke"} | kwargs)
 
 
-@pytest.mark.parametrize("field, value", [("ipc", 2.5), ("ipc", "10"), ("factor", "2"), ("pool_per_class", 0),
-                                          ("outer_steps", "4")])
-def test_counts_are_whole_numbers(field, value):
-    with pytest.raises(ValueError, match=f"{field} is {value!r}"):
+@pytest.mark.parametrize("field, value, wanted", [
+    ("ipc", 0, "at least 1"), ("ipc", -1, "at least 1"), ("factor", 0, "at least 1"), ("inner", 0, "at least 1"),
+    ("outer", -1, "at least 0"), ("sample_every", 0, "at least 1"), ("refresh_every", 0, "at least 1"),
+    ("batch", 0, "at least 1"), ("synthetic_batch", 0, "at least 1"), ("pool_per_class", 0, "at least 1"),
+    ("train_images", 0, "at least 1"), ("epochs", 0, "at least 1"), ("train_batch", 0, "at least 1"),
+    ("lr", -0.1, "at least 0"), ("momentum", 1.0, "at least 0 and below 1"), ("momentum", -0.5, "at least 0 and below 1"),
+    ("net_momentum", 1, "at least 0 and below 1"), ("net_weight_decay", -1e-4, "at least 0"), ("ssd_lr", -1, "at least 0"),
+    ("cutmix", 1.5, "at least 0 and at most 1"), ("halve_at", (5, 0), "at least 1"), ("snapshots", (-1, 2), "at least 0"),
+])
+def test_numbers_keep_within_their_bounds(field, value, wanted):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{field} is {value!r}: it must be {wanted}')}$"):
         recipe("hmdc", preset="smoke", **{field: value})
 
 
+@pytest.mark.parametrize("field, value, wanted", [
+    *((field, value, "a whole number") for field in ("ipc", "factor", "outer") for value in (2.5, 4.0, "10", True, None, [1])),
+    ("pool_per_class", 7.5, "a whole number or None"), ("train_images", "all", "a whole number or None"),
+    *((field, value, "a finite number") for field in ("lr", "momentum", "cutmix", "ssd_lr")
+      for value in ("0.1", False, None, float("nan"), float("inf"))),
+    ("packed", 1, "True or False"), ("distil", "yes", "True or False"), ("normalise_gradient", None, "True or False"),
+    ("halve_at", [5], "tuple"), ("snapshots", [5], "tuple or None"), ("halve_at", (1.5,), "tuple"),
+    ("members", [Member("convnet3")], "tuple"), ("members", ("convnet3",), "tuple"), ("name", 3, "a string"),
+    ("store", 3, "Store"), ("motion", {"lr": 0.1}, "Motion"),
+])
+def test_types_are_held_to(field, value, wanted):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{field} is {value!r}: it must be ')}.*{wanted}"):
+        SMOKE.replace(**{field: value})
+
+
+@pytest.mark.parametrize("make, match", [
+    (lambda: Motion(lr="fast"), "lr is 'fast': it must be at least 0, and a finite number"),
+    (lambda: Training(cutmix=2), "cutmix is 2: it must be at least 0 and at most 1"),
+    (lambda: Length(fresh="always"), "fresh is 'always'"),
+    (lambda: Ages(every=0), "every is 0: it must be at least 1"),
+    (lambda: Experts(rate=0), "rate is 0: it must be above 0"),
+    (lambda: Experts(latest=49), "latest 49 and span 2 reach beyond the 50 epochs of an expert"),
+    (lambda: Gradients("euclidean"), "distance is 'euclidean': 'squared', 'l1', 'cosine', 'channel', 'overall' are served"),
+    (lambda: Gradients(matched="bias"), "matched is 'bias': 'all', 'conv' are served"),
+    (lambda: Distillation("euclidean"), "distance is 'euclidean'"),
+    (lambda: Features((0, 1), (1.0,)), "one weight for each layer"),
+    (lambda: Features((0,), (-1.0,)), r"weights is \(-1.0,\): it must be at least 0"),
+    (lambda: Discrimination(-1), "weight is -1: it must be at least 0"),
+    (lambda: Member("convnet3", lr=-1), "lr is -1: it must be at least 0"),
+    (lambda: Member("convnet3", input_size=0), "input_size is 0: it must be at least 1"),
+])
+def test_every_group_of_settings_is_checked(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_a_bound_that_does_not_exist_is_an_error_of_the_programmer():
+    with pytest.raises(TypeError, match="no bound is called minimum: least, above, most, below are"):
+        checked(1, minimum=0)
+
+
+def test_a_whole_number_is_a_float_too():
+    assert SMOKE.replace(lr=1) == SMOKE.replace(lr=1.0) and isinstance(SMOKE.replace(lr=1).motion.lr, float)
+
+
 def test_a_recipe_is_checked_however_it_is_made():
-    with pytest.raises(ValueError, match="ipc is 0"):
-        Recipe(ipc=0, members=SMOKE.members)
+    with pytest.raises(ValueError, match="100 outer steps with 0 members"):
+        Recipe("mine")
+    with pytest.raises(ValueError, match="balance is 'mean'"):
+        Recipe("mine", SMOKE.members, balance="mean")
     with pytest.raises(ValueError, match="ipc is 0"):
         RANDOM.replace(ipc=0)
-    with pytest.raises(ValueError, match="has no field epochs"):
-        RANDOM.replace(epochs=3)
+    with pytest.raises(ValueError, match="has no field rounds"):
+        RANDOM.replace(rounds=3)
 
 
 # --- condense --------------------------------------------------------------------------------------------------------
@@ -123,6 +187,26 @@ def test_the_smallest_class_decides_and_is_named(idle, tmp_path):
 def test_members(idle, tmp_path, member, error, match):
     broken = SMOKE.replace(members=(*SMOKE.members, member))
     assert_refused(error, match, condense, broken, DATA, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("changes", [{"targets": (Trajectories(),)}, {"fresh": Experts()}], ids=["targets", "starts"])
+def test_trajectories_and_experts_go_together(idle, tmp_path, changes):
+    assert_refused(ValueError, r"pass targets=\(Trajectories\(\),\) and fresh=Experts\(…\) together", condense,
+                   SMOKE.replace(**changes), DATA, out=tmp_path / "run")
+
+
+def test_experts_have_to_be_there(idle, tmp_path):
+    made = recipe("mtt", ipc=1, preset="smoke")
+    made = made.replace(fresh=replace(made.length.fresh, folder=str(tmp_path / "experts")))
+    assert_refused(FileNotFoundError, "1 of 1 expert trajectories are not there yet, .*000.safetensors first: "
+                                      r"hmdc.experts.train_experts\(recipe, data\) makes them",
+                   condense, made, DATA, out=tmp_path / "run")
+
+
+def test_a_device_without_bf16(idle, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert_refused(ValueError, "the hardware of device 'cpu' has no bf16: pass precision='fp32' to the recipe", condense,
+                   SMOKE.replace(precision="bf16"), DATA, out=tmp_path / "run", device="cpu")
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -223,7 +307,7 @@ def test_a_foreign_folder_or_file_is_left_alone(idle, tmp_path):
 def test_an_empty_folder_and_one_left_while_it_was_claimed_are_taken(tmp_path):
     for name in ("empty", "claimed"):
         (tmp_path / name).mkdir()
-    (tmp_path / "claimed" / "run.partial").write_text('{"hash": "12')
+    (tmp_path / "claimed" / "run.json.partial").write_text('{"hash": "12')
     for name in ("empty", "claimed"):
         condense(RANDOM, DATA, out=tmp_path / name, progress=False)
         assert (tmp_path / name / "synthetic.safetensors").is_file() and (tmp_path / name / "run.json").is_file()

@@ -6,6 +6,7 @@ import random
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -17,9 +18,10 @@ from safetensors.torch import save_file
 
 from hmdc import Member, condense, create_model, evaluate, models, recipe, tap
 from hmdc.data import ImageData
-from hmdc.matching import Batch, cross_entropy_target
-from hmdc.md import mutual_distillation_target
+from hmdc.matching import Gradients, respond, target_values
+from hmdc.md import Distillation
 from hmdc.models import check_weights
+from hmdc.provenance import seeded
 from hmdc.ssd import SpatialSemanticDecomposition, shapes
 
 WEIGHTS = Path(__file__).resolve().parents[1] / os.environ.get("HMDC_WEIGHTS", "../shared/weights")
@@ -79,21 +81,19 @@ def test_tap_gives_the_logits_and_a_split_feature_of_every_layer(name, size):
         assert not torch.equal(feature.semantic[0], feature.semantic[1])
 
 
-def image_gradient(target, real: Batch, synthetic: Batch) -> torch.Tensor:
-    return torch.autograd.grad(target(real, synthetic), synthetic.images, retain_graph=True)[0]
-
-
 @both_sizes
 @every_architecture
 def test_the_targets_have_a_gradient_on_the_images(name, size):
     """Double backward, through cross-entropy and, beside a ConvNet, through SSD and mutual distillation."""
     networks, labels = [build("convnet3", size), build(name, size)], torch.tensor([3, 3])
-    real = Batch.through(networks, noise(size, 2), labels)
-    synthetic = Batch.through(networks, noise(size, 3).requires_grad_(), labels)
-    with models.seeded(seed(4)):
+    real = respond(networks, noise(size, 2), labels, create_graph=False)
+    synthetic = respond(networks, noise(size, 3).requires_grad_(), labels, create_graph=True)
+    with seeded(seed(4)):
         ssd = SpatialSemanticDecomposition(*(shapes(features) for _, features in real.taps))
-    for target in (cross_entropy_target(name, 1), mutual_distillation_target("md", ssd, 0, 1)):
-        gradient = image_gradient(target, real, synthetic)
+    ensemble = SimpleNamespace(names=["convnet3", name], pairs={(0, 1): ssd})
+    targets = [Gradients().bind(ensemble)[1], *Distillation().bind(ensemble)]
+    for target, value in zip(targets, target_values(targets, real, synthetic)):
+        gradient = torch.autograd.grad(value, synthetic.images, retain_graph=True)[0]
         assert gradient.isfinite().all()
         assert (gradient.flatten(1).abs().amax(1) > 0).all(), target.name
 
@@ -231,15 +231,18 @@ def test_weights_of_another_width_are_refused(own_weights):
 
 # --- ImageNet weights ------------------------------------------------------------------------------------------------
 
+def forget() -> None:
+    """Architectures, weights and what was found within reach are remembered for the process."""
+    for function in vars(models).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+
+
 @pytest.fixture
 def fresh_checks():
-    """What was found within reach is remembered for the process: forget it before and after."""
-    caches = (models._check_reachable, models._start)
-    for cache in caches:
-        cache.cache_clear()
+    forget()
     yield
-    for cache in caches:
-        cache.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -303,7 +306,7 @@ def test_imagenet_weights_keep_their_input_size(fresh_checks, monkeypatch, name)
             model.load_state_dict(published)
         return model
 
-    monkeypatch.setattr(models, "_check_reachable", lambda name: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "cache/model.safetensors")
     monkeypatch.setattr(timm, "create_model", download)
     before = global_states()
     network = create_model(name, 5, 32, "imagenet", generator=seed())
@@ -327,7 +330,7 @@ def assert_untouched(before: tuple) -> None:
 
 @pytest.mark.parametrize("name", ["convnet3", "vit_nano_patch4", "resnet18", "swin_tiny_patch4_window7_224"])
 def test_a_network_follows_its_generator_and_nothing_else(name):
-    models._probe.cache_clear()  # looking at an architecture for the first time must leave no trace either
+    forget()  # looking at an architecture for the first time must leave no trace either
     before = global_states()
     one = create_model(name, 5, 32, generator=seed(0)).state_dict()
     assert_untouched(before)
@@ -359,7 +362,7 @@ def test_condense_and_evaluate_leave_the_global_generators_alone(small_data):
 
 
 def test_condense_follows_its_seed_and_nothing_else(small_data):
-    tiny = recipe("hmdc", ipc=1, preset="smoke", inner_steps=1)
+    tiny = recipe("hmdc", ipc=1, preset="smoke", inner=1)
     one = condense(tiny, small_data, seed=0, progress=False).images
     torch.rand(7)
     assert torch.equal(one, condense(tiny, small_data, seed=0, progress=False).images)

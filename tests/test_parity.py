@@ -6,27 +6,31 @@ keeps the same checks on every clone; make_parity_fixture.py wrote it without `h
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from make_parity_fixture import FIXTURE, HEADS, MEAN, NET_RATES, STD, STEPS
 from safetensors.torch import load_file
 
+from hmdc.data import Statistics
+from hmdc.ensemble import ssd_step, train_step
 from hmdc.gbm import GradientBalance
-from hmdc.matching import Batch
+from hmdc.matching import GradientMatching, respond, target_values
 from hmdc.md import mutual_distillation_loss
 from hmdc.models import Feature, Network, create_model, tap
+from hmdc.pixels import balanced, image_update, magnitudes, pull_back, see
+from hmdc.real import kmeans, nearest_distinct
 from hmdc.recipes import recipe
 from hmdc.ssd import SpatialSemanticDecomposition, shapes
-from hmdc.synthetic import kmeans, nearest_distinct, unpack
-from hmdc.trainer import LiveMember, class_gradient, image_update, match_class, matched_images
-from hmdc.trainer import recipe_targets, ssd_step, train_step
+from hmdc.synthetic import unpack
+from hmdc.trainer import balance_for
 
 ORACLE = Path(__file__).resolve().parents[1] / os.environ.get("HMDC_ORACLE", "../shared/oracle")
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 # The files hold values before and after a step in float32, so that their difference has few digits.
 CHANGE_TOLERANCE = 1e-3
-RECIPE = recipe("hmdc_released", ipc=2, weights="scratch", matching_augment="none")
+RECIPE = recipe("hmdc_released", ipc=2, weights="scratch", augment="none")
 
 
 # --- reading and comparing ------------------------------------------------------------------------------------------
@@ -141,12 +145,28 @@ def ssd_state(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.
 
 
 def build_ssd(tensors: dict[str, torch.Tensor], features: list[list[Feature]]) -> SpatialSemanticDecomposition:
-    ssd = SpatialSemanticDecomposition(*map(shapes, features), RECIPE.ssd_mix).to(features[0][0].spatial.dtype)
+    ssd = SpatialSemanticDecomposition(*map(shapes, features), RECIPE.training.ssd_mix).to(features[0][0].spatial.dtype)
     ssd.load_state_dict(ssd_state(tensors, "in."))
     return ssd
 
 
 # --- the image step -------------------------------------------------------------------------------------------------
+
+
+def bound_targets(networks: list[Network], ssd: SpatialSemanticDecomposition) -> list[GradientMatching]:
+    """What the recipe matches: a target for each network, and one for the pair."""
+    ensemble = SimpleNamespace(names=["convnet", "vit"], networks=networks, pairs={(0, 1): ssd})
+    return [target for wish in RECIPE.targets for target in wish.bind(ensemble)]
+
+
+def balance_step(parts: torch.Tensor, gbm: GradientBalance, label: int) -> dict[str, torch.Tensor]:
+    """A sample of one class, and what the balance makes of it; parts: [targets,ipc,3,H,W]."""
+    of_set = torch.zeros(len(parts), dtype=torch.bool)
+    (found,) = magnitudes(parts[None], of_set)
+    gbm.observe(label, found)
+    (gradient,) = balanced(parts[None], gbm.weights(label)[None], of_set)
+    ours = {"image_grad_before_norm": gradient, "grad_max": found}
+    return ours | {"grad_accumulator": gbm.accumulator[label].clone(), "grad_scaler": gbm.weights(label)}
 
 
 @pytest.fixture(scope="module")
@@ -156,39 +176,45 @@ def image_step(case) -> Result:
     real, label = tensors["in.real_images"], int(tensors["in.real_labels"][0])
     images = tensors["in.synthetic_images"]
     stored = images[label].clone().requires_grad_()
-    unpacked = unpack(stored, RECIPE.factor)
+    unpacked = unpack(stored, RECIPE.store.factor)
     ours = {"unpacked_synthetic": unpacked}
 
     networks = build_networks(tensors, dtype)
     ssd = build_ssd(tensors, [tap(network, real)[1] for network in networks])
+
+    def through(x: torch.Tensor, create_graph: bool):
+        return respond(networks, x, torch.full((len(x),), label), create_graph)
+
     for kind, x in (("real", real), ("syn", unpacked[tensors["in.syn_permutation"]])):
-        (logits_1, features_a), (logits_2, features_b) = Batch.through(networks, x, torch.full((len(x),), label)).taps
+        (logits_1, features_a), (logits_2, features_b) = through(x, False).taps
         z_a, z_b = ssd(features_a, features_b)
         ours |= {f"{kind}_logits_1": logits_1, f"{kind}_logits_2": logits_2}
         ours |= {f"{kind}_feature_1": z_a, f"{kind}_feature_2": z_b}
         ours[f"{kind}_feature_loss"] = mutual_distillation_loss(z_a, z_b).view(1)
 
-    statistics = [torch.tensor(values, dtype=dtype) for values in (MEAN, STD)]
-    targets = recipe_targets(RECIPE, {(0, 1): ssd})
-    seen = matched_images(stored, real, RECIPE, *statistics, torch.Generator())
-    losses = match_class(*seen, label, networks, targets)
+    statistics = Statistics(*(torch.tensor(values, dtype=dtype) for values in (MEAN, STD)))
+    targets = bound_targets(networks, ssd)
+    seen_real, synthetic = see(stored, real, RECIPE, statistics, torch.Generator())
+    leaf = synthetic.detach().requires_grad_()
+    losses = target_values(targets, through(seen_real, False), through(leaf, True))
     for name, loss in zip(("loss_1", "loss_2", "feature_loss"), losses, strict=True):
         ours[name] = loss.view(1)
-    for i, loss in enumerate(losses):
-        ours[f"grad{i + 1}"], _ = class_gradient(stored, [loss], None, label, sample=True)
+    slopes = torch.stack([torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses])
+    parts = pull_back(slopes, synthetic, stored)
+    ours |= {f"grad{i + 1}": part for i, part in enumerate(parts)}
 
-    gbm = GradientBalance(len(images), len(losses), RECIPE.balance).to(dtype)
+    gbm = balance_for(RECIPE, targets, len(images), torch.device("cpu")).to(dtype)
     gbm.accumulator[label] = tensors["in.grad_accumulator_before"]
-    ours["image_grad_before_norm"], ours["grad_max"] = class_gradient(stored, losses, gbm, label, sample=True)
-    ours["grad_accumulator"], ours["grad_scaler"] = gbm.accumulator[label].clone(), gbm.weights(label)
-    ours["unsampled"], _ = class_gradient(stored, losses, gbm, label, sample=False)
+    ours |= balance_step(parts, gbm, label)
+    summed = torch.autograd.grad((gbm.weights(label) * torch.stack(losses)).sum(), leaf)[0]
+    ours["unsampled"] = pull_back(summed, synthetic, stored)
 
     gradient = torch.zeros_like(images)
     gradient[label] = ours["image_grad_before_norm"]
-    _, first = image_update(images, gradient, torch.zeros_like(images), RECIPE, *statistics)
+    _, first = image_update(images, gradient, torch.zeros_like(images), RECIPE.motion, statistics)
     ours["image_grad_after_norm"] = first[label]  # without history the momentum is the gradient of this step
     ours["synthetic_images_after_step"], ours["momentum_buffer_after"] = image_update(
-        images, gradient, tensors["in.momentum_buffer"], RECIPE, *statistics
+        images, gradient, tensors["in.momentum_buffer"], RECIPE.motion, statistics
     )
     return Result(ours, tensors)
 
@@ -261,8 +287,8 @@ def training_step(case) -> Result:
     images, networks = tensors["in.images_1"], build_networks(tensors, case[1])
     taps = [tap(network, images) for network in networks]
     ssd = build_ssd(tensors, [t[1] for t in taps])
-    members = [LiveMember(n, torch.optim.SGD(n.parameters(), rate)) for n, rate in zip(networks, NET_RATES)]
-    loss = train_step(members, {(0, 1): ssd}, images, tensors["in.targets"])
+    optimizers = [torch.optim.SGD(n.parameters(), rate) for n, rate in zip(networks, NET_RATES)]
+    loss, _ = train_step(networks, optimizers, {(0, 1): ssd}, images, tensors["in.targets"])
     ours = {"output_1": taps[0][0], "output_2": taps[1][0], "total_loss": loss.view(1)}
     for network, prefix in zip(networks, ("net1.", "net2.")):
         ours |= {prefix + k: v.detach() for k, v in network.model.named_parameters()}
@@ -311,7 +337,7 @@ def ssd_training(case) -> Result:
     features = split_features(tensors)
     ssd = build_ssd(tensors, features)
     ours = dict(zip(("feature_1", "feature_2"), ssd(*features)))
-    ours["loss"] = ssd_step(ssd, torch.optim.Adam(ssd.parameters(), RECIPE.ssd_lr), *features).view(1)
+    ours["loss"] = ssd_step(ssd, torch.optim.Adam(ssd.parameters(), RECIPE.training.ssd_lr), *features).view(1)
     for name, parameter in ssd.named_parameters():
         ours |= {f"grad.{name}": parameter.grad, f"after.{name}": parameter.detach()}
     return Result(ours, tensors)

@@ -18,7 +18,9 @@ from hmdc.report import table
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[!._]*.ipynb"))
 MODULES = sorted((ROOT / "hmdc").glob("[!_]*.py"))
+TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|mnt)/\w|\b[A-Z]:\\Users\\")
 
@@ -69,6 +71,66 @@ def test_module_imports_only_what_is_required(path: Path):
     for name in sorted(third_party):
         providers = {distribution.lower() for distribution in distributions.get(name, [name])}
         assert providers & required, f"{path.name} imports {name}, which settings.ini does not require"
+
+
+def private(name: str | None) -> bool:
+    return bool(name) and name.startswith("_") and not name.startswith("__")
+
+
+def private_names_of_others(tree: ast.AST) -> list[str]:
+    """What a piece of code takes of modules of hmdc that begins with an underscore: imported, read, replaced."""
+    modules, found = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").partition(".")[0] == "hmdc"):
+            found += [alias.name for alias in node.names if private(alias.name)]
+            stems = {path.stem for path in MODULES}
+            modules |= {alias.asname or alias.name for alias in node.names if alias.name in stems}
+        if isinstance(node, ast.Import):
+            names = [alias for alias in node.names if alias.name.partition(".")[0] == "hmdc"]
+            modules |= {alias.asname or alias.name for alias in names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            owner = ast.unparse(node.value)
+            if owner in modules or owner.startswith("hmdc."):
+                found.append(f"{owner}.{node.attr}")
+        if isinstance(node, ast.Call) and node.args:  # monkeypatch.setattr(module, "_name", …), getattr(module, "_name")
+            owner, *others = node.args
+            names = [each.value for each in others if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            if ast.unparse(owner) in modules:
+                found += [f"{ast.unparse(owner)}.{name}" for name in names if private(name)]
+            if isinstance(owner, ast.Constant) and re.fullmatch(r"hmdc\.[\w.]*\._\w+", str(owner.value)):
+                found.append(owner.value)
+    return found
+
+
+def test_what_is_private_is_found():
+    code = """
+import hmdc.run, hmdc.data as d
+from hmdc import trainer
+from hmdc.models import _start, tap
+from . import engine
+trainer._begin(); d._folder; hmdc.run._note_in; engine._x; tap.__wrapped__; self._living; torch._C
+monkeypatch.setattr(trainer, "_begin", work); monkeypatch.setattr("hmdc.run._note_in", work)
+"""
+    assert sorted(private_names_of_others(ast.parse(code))) == sorted(
+        ["_start", "trainer._begin", "d._folder", "hmdc.run._note_in", "engine._x", "trainer._begin", "hmdc.run._note_in"]
+    )
+
+
+def python(source: str) -> str:
+    """A cell's source without the lines that only IPython reads."""
+    return "" if source.startswith("%%") else re.sub(r"^\s*[%!].*$", "", source, flags=re.M)
+
+
+@each([*MODULES, *NOTEBOOKS, *TESTS])
+def test_private_names_stay_in_their_module(path: Path):
+    """A notebook may use those of the module that it exports."""
+    if path.suffix == ".py":
+        sources = [path.read_text(encoding="utf-8")]
+    else:
+        sources = ["\n".join(python(cell["source"]) for cell in cells(path, "code"))]
+    found = [name for source in sources for name in private_names_of_others(ast.parse(source))]
+    assert not found, f"{path.name} reaches for {', '.join(sorted(set(found)))}: private names of other modules"
 
 
 def test_installing_the_package_pulls_in_no_notebook_tools():

@@ -10,11 +10,11 @@ import papermill
 import pytest
 
 from hmdc.figures import plot_along, plot_distance, plot_magnitudes
-from hmdc.recipes import INITIAL_STATE
+from hmdc.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE1 = ["random", "random_packed", "kmeans_packed", "idc", "dream", "two_models", "hmdc"]
-TABLE2 = ["kmeans_packed", "dream", "two_models", "two_models_gbm", "two_models_md", "hmdc"]
+TABLE2 = ["kmeans_packed", "dream", "two_models", "two_models_gbm", "two_models_md", "hmdc_md_training", "hmdc_md_images", "hmdc"]
 PARAMETERS = "preset dataset ipc methods models weights protocol seeds device out_dir".split()
 each_notebook = pytest.mark.parametrize("name", ["table1", "table2", "figures"])
 
@@ -73,7 +73,7 @@ def test_table2_reuses_the_runs_of_table1(kept):
     before, after = kept["table1"], kept["table2"]
     assert {path: after[path] for path in before} == before, "something was done again"
     new = {path.parent.name.split("-")[0] for path in set(after) - set(before)}
-    assert new == {"two_models_gbm", "two_models_md", "snapshots", "results"}
+    assert new == {"two_models_gbm", "two_models_md", "hmdc_md_training", "hmdc_md_images", "snapshots", "results"}
 
 
 def test_figures_reuse_the_runs_of_the_tables(kept):
@@ -92,11 +92,11 @@ def test_figures_can_be_drawn_again_from_their_rows(kept):
     assert sorted(drawn("accuracy-by-ipc").ipc.unique()) == [1, 10]
     plot_along(drawn("accuracy-by-ipc"), "ipc")
     assert sorted(drawn("accuracy-by-outer").outer.unique()) == [0, 1]
-    plot_along(drawn("accuracy-by-outer"), "outer", INITIAL_STATE)
+    plot_along(drawn("accuracy-by-outer"), "outer", {name: recipe(name).initial for name in ("dream", "hmdc")})
     assert set(drawn("gradient-magnitude").target) >= {"md"}
     plot_magnitudes(drawn("gradient-magnitude"))
     plot_distance(drawn("semantic-distance"))
-    assert len(drawn("images")) == 9
+    assert len(drawn("images")) == 11
 
 
 def test_figures_of_few_methods(tmp_path):
