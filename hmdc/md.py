@@ -12,7 +12,7 @@ from typing import Callable
 import torch
 import torch.nn.functional as F
 
-from .matching import GradientMatching, Tap
+from .matching import SERVED_DISTANCES, GradientMatching, Tap
 from .provenance import check_settings, one_of
 from .ssd import SpatialSemanticDecomposition
 
@@ -35,7 +35,7 @@ def pair_loss(ssd: SpatialSemanticDecomposition, a: int, b: int) -> Callable[[li
 class Distillation:
     "What a recipe asks for: match ∇θ of L_MD of every pair of members (paper, section 3.3). Raises: ValueError."
 
-    distance: str = one_of("squared", "l1", "cosine", "channel", "overall")
+    distance: str = one_of(*SERVED_DISTANCES)
     matched: str = one_of("all", "conv")
     __post_init__ = check_settings
 
