@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from .data import ImageData
 from .lifecycles import expert_files
 from .matching import Target
+from .md import Distillation
 from .models import check_member
 from .paradigms import Trajectories
 from .pixels import seen_rows
@@ -34,6 +35,10 @@ def check_recipe(recipe: Recipe, data: ImageData) -> None:
     check_store(recipe.store, recipe.real, data)
     for member in recipe.members:
         check_member(member, taps=True)
+    if foreign := [wish for wish in recipe.targets if not hasattr(wish, "bind")]:
+        raise TypeError(f"targets hold {foreign[0]!r}: values like Gradients() or Distillation() are served")
+    if recipe.length.outer and len(recipe.members) < 2 and all(isinstance(t, Distillation) for t in recipe.targets):
+        raise ValueError("Distillation() compares pairs of members, and there is one: add a member, or Gradients()")
     if any(isinstance(t, Trajectories) for t in recipe.targets) != isinstance(recipe.length.fresh, Experts):
         raise ValueError("Trajectories are matched from where experts were: pass targets=(Trajectories(),) and "
                          "fresh=Experts(…) together")
