@@ -357,7 +357,9 @@ class Member:
     kwargs: tuple = ()  # (name, value) arguments of the architecture; a dict is accepted
 
     def __post_init__(self):
-        object.__setattr__(self, "kwargs", tuple(sorted(dict(self.kwargs).items())))
+        # JSON has lists only; a member and its arguments can be hashed
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(self.kwargs).items()}
+        object.__setattr__(self, "kwargs", tuple(sorted(given.items())))
         check_settings(self)
 
     @property
@@ -367,9 +369,7 @@ class Member:
 
     def build(self, num_classes: int, image_size: int, generator: torch.Generator | None = None) -> Network:
         "A fresh network: starting weights, new classifier."
-        return create_model(
-            self.model, num_classes, image_size, self.weights, self.input_size, generator, **dict(self.kwargs)
-        )
+        return create_model(self.model, num_classes, image_size, self.weights, self.input_size, generator, **dict(self.kwargs))
 
     def trained_parameters(self, network: Network) -> list[nn.Parameter]:
         "What the optimizer holds."

@@ -14,9 +14,11 @@ from typing import TypeVar
 
 import torch
 
+_Result = TypeVar("_Result")
+
 # %% ../nbs/13_threads.ipynb #memory
-def graph_bytes(work: Callable[[], object]) -> int:
-    "Memory that autograd keeps for the derivatives of some work, which is done once for that."
+def graph_bytes(work: Callable[[], _Result]) -> tuple[_Result, int]:
+    "What some work returns, and the memory that autograd kept for its derivatives."
     kept = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -24,8 +26,8 @@ def graph_bytes(work: Callable[[], object]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        work()
-    return sum(kept.values())
+        result = work()
+    return result, sum(kept.values())
 
 # %% ../nbs/13_threads.ipynb #free-bytes
 def free_bytes() -> float:
@@ -37,9 +39,6 @@ def free_bytes() -> float:
         return float("inf")
 
 # %% ../nbs/13_threads.ipynb #threads
-_Result = TypeVar("_Result")
-
-
 def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
@@ -55,16 +54,22 @@ class Threads:
             raise ValueError(f"classes at once are {at_once}: at least one is needed, or None")
         self.at_once = at_once
 
+    def _pool(self, at_once: int) -> ThreadPoolExecutor:
+        "Threads that have the cores in equal shares."
+        cores = max(1, torch.get_num_threads() // at_once)
+        return ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(cores,))
+
     def each(self, work: Callable[[int], _Result], n: int) -> list[_Result]:
         "The results of parts 0 to n-1; with half as many at once, where memory does not suffice."
-        if self.at_once is None:
-            # Gradients on their way back need about as much again as the graph.
-            fit = free_bytes() // max(2 * graph_bytes(lambda: work(0)), 1)
-            self.at_once = int(max(1, min(torch.get_num_threads(), n, fit)))
         done: dict[int, _Result] = {}
+        if self.at_once is None:
+            # In a thread like those that follow: results may depend on the number of cores within a part.
+            with self._pool(torch.get_num_threads()) as pool:
+                done[0], kept = pool.submit(graph_bytes, lambda: work(0)).result()
+            # Gradients on their way back need about as much again as the graph.
+            self.at_once = int(max(1, min(torch.get_num_threads(), n, free_bytes() // max(2 * kept, 1))))
         while len(done) < n:
-            threads = max(1, torch.get_num_threads() // self.at_once)
-            with ThreadPoolExecutor(self.at_once, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            with self._pool(self.at_once) as pool:
                 left = {i: pool.submit(work, i) for i in range(n) if i not in done}
             for i, future in left.items():
                 if error := future.exception():
