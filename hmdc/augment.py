@@ -45,7 +45,7 @@ def brightness(
     "Add one value to all pixels of an image."
     return images + added.view(-1, 1, 1, 1)
 
-
+# %% ../nbs/02_augment.ipynb #saturation
 def saturation(
     images: torch.Tensor,  # [B,C,H,W]
     factor: torch.Tensor,  # [n], 0 is grey, 1 changes nothing
@@ -55,7 +55,7 @@ def saturation(
     # (x - mean over channels) s + mean over channels
     return (images - grey) * factor.view(-1, 1, 1, 1) + grey
 
-
+# %% ../nbs/02_augment.ipynb #contrast
 def contrast(
     images: torch.Tensor,  # [B,C,H,W]
     factor: torch.Tensor,  # [n], 0 is flat, 1 changes nothing
@@ -113,7 +113,7 @@ def scale(
     # A = diag(s_column, s_row)
     return _warp(images, torch.diag_embed(factor.flip(1)), _align_corners)
 
-
+# %% ../nbs/02_augment.ipynb #rotate
 def rotate(
     images: torch.Tensor,  # [B,C,H,W]
     angle: torch.Tensor,  # [n], radians, positive turns the content counter-clockwise
@@ -223,7 +223,7 @@ def apply(
         images = _OPERATIONS[op](images, values)
     return images
 
-
+# %% ../nbs/02_augment.ipynb #augment
 def augment(
     images: torch.Tensor,  # [B,C,H,W], normalised, float
     strategy: str | tuple,  # a name in STRATEGIES, or the tuple of its steps
@@ -240,7 +240,7 @@ def _box(image_size: int, generator: torch.Generator) -> tuple[int, int, int, in
     row, column = torch.randint(image_size, (2,), generator=generator).tolist()
     return max(row - half, 0), min(row + half, image_size), max(column - half, 0), min(column + half, image_size)
 
-
+# %% ../nbs/02_augment.ipynb #mix-2
 def mix(
     images: torch.Tensor,  # [N,C,H,W]
     targets: torch.Tensor,  # [N,classes], rows sum to 1
@@ -282,7 +282,7 @@ def _without_cutout(strategy: str | tuple) -> tuple:
     steps = (tuple(op for op in step if op != "cutout") for step in _steps(strategy))
     return tuple(step for step in steps if step)
 
-
+# %% ../nbs/02_augment.ipynb #training-batch-2
 def training_batch(
     images: torch.Tensor,  # [N,C,H,W], normalised, float
     targets: torch.Tensor,  # [N,classes] float, rows sum to 1

@@ -238,7 +238,7 @@ def result_file(experiment: Experiment, run: PlannedRun, outer: int, model: Memb
         asked["outer"] = outer
     return Path(settings.out_dir) / "results" / f"{config_hash(asked)}.json"
 
-
+# %% ../nbs/19_experiment.ipynb #open-results
 def open_results(experiment: Experiment, run: PlannedRun) -> list[tuple[int, Member]]:
     "What has not been judged yet: outer iterations and model."
     wanted = [(outer, model) for outer in judged(experiment, run) for model in experiment.settings.models]

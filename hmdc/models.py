@@ -59,7 +59,7 @@ def _block(in_chans: int, width: int) -> nn.Sequential:
     conv, norm = nn.Conv2d(in_chans, width, 3, padding=1), nn.GroupNorm(width, width)
     return nn.Sequential(conv, norm, nn.ReLU(), nn.AvgPool2d(2))
 
-
+# %% ../nbs/03_models.ipynb #conv-net
 class ConvNet(_OneClassifier):
     """The ConvNet of dataset condensation (Gidaris and Komodakis 2018), with timm's interface.
 
@@ -127,7 +127,7 @@ def _probe(name: str) -> nn.Module:
     with torch.device("meta"):
         return timm.create_model(name)
 
-
+# %% ../nbs/03_models.ipynb #is-published
 def _is_published(name: str) -> bool:
     "Whether timm knows of pretrained weights of this architecture."
     cfg = _probe(name).pretrained_cfg
@@ -383,7 +383,7 @@ def as_member(
     "A name becomes a `Member`; a `Member` stays as it is."
     return model if isinstance(model, Member) else Member(model, weights)
 
-
+# %% ../nbs/03_models.ipynb #check-member-2
 def check_member(
     member: Member,
     taps: bool,  # whether its layers will be tapped, as in condensation

@@ -19,6 +19,11 @@ _RUN = ("method", "model", "seed")
 _ACCURACY = ("accuracy", "best_test_accuracy")  # percent
 
 
+def _name_run(rows: pd.DataFrame) -> str:
+    "The first of some rows, for an error message."
+    return "{}, {}, seed {}".format(*rows.iloc[0][list(_RUN)])
+
+# %% ../nbs/18_report.ipynb #check
 def _check(frame: pd.DataFrame, along: tuple[str, ...]) -> None:
     "Refuse what is no table. Raises: ValueError."
     if frame.empty:
@@ -32,11 +37,6 @@ def _check(frame: pd.DataFrame, along: tuple[str, ...]) -> None:
     if len(twice := frame[frame.duplicated([*_RUN, *along])]):
         raise ValueError(f"{_name_run(twice)} stands in the frame more than once: keep one row per run")
 
-
-def _name_run(rows: pd.DataFrame) -> str:
-    "The first of some rows, for an error message."
-    return "{}, {}, seed {}".format(*rows.iloc[0][list(_RUN)])
-
 # %% ../nbs/18_report.ipynb #reported
 def quantity(
     frame: pd.DataFrame,  # not empty
@@ -46,7 +46,7 @@ def quantity(
         return "best_test_accuracy", "best test accuracy (%)"
     return "accuracy", "test accuracy (%)"
 
-
+# %% ../nbs/18_report.ipynb #reported-2
 def reported(
     frame: pd.DataFrame,  # a row per method, model and seed
     along: tuple[str, ...] = (),  # columns that may vary beside them

@@ -27,6 +27,7 @@ PLAIN_KERNEL = {"display_name": "python3", "language": "python", "name": "python
 LARGEST_NOTEBOOK = 400_000  # bytes: it is read on the web
 MOST_PARAMETERS = 10
 LONGEST_CELL = 45  # lines of an exported cell
+MEDIAN_CELL = 12
 
 UNWANTED = {  # in the text of outputs
     "warning": r"\w*Warning\b",
@@ -283,6 +284,11 @@ def test_check_finds_the_fault(tmp_path: Path, check, stem: str, damage, message
 
 def test_every_check_is_seen_to_fail():
     assert {check for check, *_ in BROKEN} == set(CHECKS)
+
+
+def test_half_of_the_exported_cells_are_short():
+    lengths = [n for path in NOTEBOOKS for n in exported(path).values()]
+    assert median(lengths) <= MEDIAN_CELL
 
 
 def test_notebook_of_no_kind_is_refused():
