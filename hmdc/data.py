@@ -24,7 +24,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from .image_files import folder_files, read_images, resize
+from .image_files import folder_files, kept_images, resize
 
 # %% ../nbs/01_data.ipynb #statistics-value
 @dataclass(frozen=True, eq=False)
@@ -197,13 +197,13 @@ def _digits(image_size: int | None) -> ImageData:
     return ImageData("digits", tuple("0123456789"), images[~test], labels[~test], images[test], labels[test])
 
 # %% ../nbs/01_data.ipynb #folder-set
-def _folder(path: Path, name: str, image_size: int | None) -> ImageData:
-    "The images of a folder that holds train/<class>/* and test/<class>/*."
-    parts = folder_files(path)
+def _folder(path: Path, name: str, image_size: int | None, fit: str, split: tuple | None) -> ImageData:
+    "The images of a folder that holds train/<class>/* and test/<class>/*, or <class>/* and a split is given."
+    parts = folder_files(path, split)
     files = [file for classes in parts.values() for inside in classes.values() for file in inside]
     labels = [torch.tensor([c for c, inside in enumerate(classes.values()) for _ in inside])
               for classes in parts.values()]
-    images = read_images(files, image_size).split([len(part) for part in labels])
+    images = kept_images(files, path, image_size, fit).split([len(part) for part in labels])
     return ImageData(name, tuple(parts["train"]), images[0], labels[0], images[1], labels[1])
 
 # %% ../nbs/01_data.ipynb #torchvision-names
@@ -272,26 +272,37 @@ def _torchvision(name: str, root: Path, image_size: int | None, download: bool) 
     classes = tuple("0123456789") if name in ("svhn", "mnist") else tuple(parts[0].classes)
     return ImageData(name, classes, resize(train_images, size), train_labels, resize(test_images, size), test_labels)
 
+# %% ../nbs/01_data.ipynb #check-arguments
+def _check_arguments(image_size: object, fit: object, split: object) -> None:
+    "Refuse what no set could be loaded with. Raises: ValueError."
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
+        raise ValueError(f"image_size must be a positive whole number of pixels or None, not {image_size!r}")
+    if fit not in ("crop", "squash"):
+        raise ValueError(f"fit must be 'crop' or 'squash', not {fit!r}")
+    if split is not None and not (isinstance(split, tuple) and len(split) == 2 and isinstance(split[1], int)):
+        raise ValueError(f"split must be a fraction of test images and a seed, e.g. (0.2, 0), not {split!r}")
+
 # %% ../nbs/01_data.ipynb #load-dataset
 def load_dataset(
-    name: str | Path,  # one of DATASETS, or a folder that holds train/<class>/* and test/<class>/*
+    name: str | Path,  # one of DATASETS, or a folder that holds train/<class>/* and test/<class>/*, or <class>/*
     root: str | Path = "data",  # where sets are looked for, and downloads are stored
     image_size: int | None = None,  # pixels to which every image is resized; None: as they are (digits: 16)
     download: bool = True,  # False: only what is there already
+    fit: str = "crop",  # of a folder's images that are not square: "crop" the middle, or "squash" all of it
+    split: tuple[float, int] | None = None,  # of a folder that is not split: fraction of test images, and seed
 ) -> ImageData:
     "Labelled images by name or from a folder. Raises: ValueError or OSError, saying what is wrong and what to do."
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise ValueError(f"image_size must be a positive whole number of pixels or None, not {image_size!r}")
+    _check_arguments(image_size, fit, split)
     root, path = Path(root).expanduser(), Path(name).expanduser()
     if name == "digits":
         return _digits(image_size)
     if name in _TORCHVISION:
         # Where names ignore case, root/mnist is torchvision's own MNIST/: only train/ or test/ in it make it a layout.
         if any((root / path / part).is_dir() for part in ("train", "test")):
-            return _folder(root / path, name, image_size)
+            return _folder(root / path, name, image_size, fit, split)
         return _torchvision(name, root, image_size, download)
     for folder in (root / path, path):
         if folder.is_dir():
-            return _folder(folder, Path(os.path.abspath(folder)).name, image_size)
+            return _folder(folder, Path(os.path.abspath(folder)).name, image_size, fit, split)
     raise ValueError(f"unknown dataset {str(name)!r}: known are {', '.join(DATASETS)}, and any path to a folder that "
                      f"holds train/<class>/* and test/<class>/* (there is no folder {root / path} or {path})")

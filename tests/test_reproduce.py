@@ -15,7 +15,7 @@ from hmdc.recipes import recipe
 ROOT = Path(__file__).resolve().parents[1]
 TABLE1 = ["random", "random_packed", "kmeans_packed", "idc", "dream", "two_models", "hmdc"]
 TABLE2 = ["kmeans_packed", "dream", "two_models", "two_models_gbm", "two_models_md", "hmdc_md_training", "hmdc_md_images", "hmdc"]
-PARAMETERS = "preset dataset ipc methods models weights protocol seeds device out_dir".split()
+PARAMETERS = "preset dataset image_size split ipc methods models weights protocol seeds device out_dir".split()
 each_notebook = pytest.mark.parametrize("name", ["table1", "table2", "figures"])
 
 
