@@ -25,6 +25,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from .image_files import folder_files, kept_images, resize
+from .provenance import check_seed
+
+# %% ../nbs/01_data.ipynb #three
+def _three(name: str, values: object) -> Tensor:
+    "A number for each colour channel; of a `std`, each above zero. Raises: ValueError."
+    given = torch.as_tensor(values, dtype=torch.float32)
+    if given.shape != (3,) or not given.isfinite().all() or (name == "std" and given.min() <= 0):
+        raise ValueError(f"{name} is {given.tolist()}: it must be three finite numbers{', above zero' * (name == 'std')}")
+    return given
 
 # %% ../nbs/01_data.ipynb #statistics-value
 @dataclass(frozen=True, eq=False)
@@ -35,6 +44,10 @@ class Statistics:
     """
     mean: Tensor
     std: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _three(name, getattr(self, name)))
 
     @classmethod
     def of(cls, images: Tensor) -> "Statistics":
@@ -161,6 +174,7 @@ class ImageData:
 # %% ../nbs/01_data.ipynb #held-out
 def _held_out(data: ImageData, fraction: float, seed: int) -> dict[str, Tensor]:
     "What `ImageData.holdout` changes. Raises: ValueError where a class would be left empty."
+    check_seed(seed)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
     if data.validation_images is not None:
@@ -279,8 +293,10 @@ def _check_arguments(image_size: object, fit: object, split: object) -> None:
         raise ValueError(f"image_size must be a positive whole number of pixels or None, not {image_size!r}")
     if fit not in ("crop", "squash"):
         raise ValueError(f"fit must be 'crop' or 'squash', not {fit!r}")
-    if split is not None and not (isinstance(split, tuple) and len(split) == 2 and isinstance(split[1], int)):
+    if split is not None and not (isinstance(split, tuple) and len(split) == 2 and isinstance(split[0], float)):
         raise ValueError(f"split must be a fraction of test images and a seed, e.g. (0.2, 0), not {split!r}")
+    if split is not None:
+        check_seed(split[1])
 
 # %% ../nbs/01_data.ipynb #load-dataset
 def load_dataset(

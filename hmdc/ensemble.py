@@ -89,6 +89,8 @@ def set_norms(network: nn.Module, images: torch.Tensor) -> None:
         network.train()(images)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
+        # A channel that is the same everywhere has no scale: rounding, divided by its deviation, would grow from layer to layer.
+        norm.running_var.masked_fill_(norm.running_var <= 1e-10 * norm.running_mean.square(), 1.0)
     network.train(training)
 
 # %% ../nbs/11_ensemble.ipynb #alignment

@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 from .augment import training_batch
 from .data import ImageData, Statistics
 from .fast_cpu import quicken
-from .models import Member, Network, as_member, check_member
-from .provenance import check_settings, checked, seeded, stream
+from .models import Member, Network, as_member
+from .provenance import check_seed, check_settings, checked, seeded, stream
 from .real import split_order
 from .synthetic import SyntheticSet
+from .trial import check_member, try_member, usable_device
 
 # %% ../nbs/17_evaluation.ipynb #rates
 def constant(step: int, steps: int) -> float:
@@ -135,14 +136,27 @@ def training_epochs(network: Network, member: Member, syn: SyntheticSet, protoco
         yield epoch + 1
 
 # %% ../nbs/17_evaluation.ipynb #fresh
-def _device(name: str | torch.device | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _fresh(member: Member, syn: SyntheticSet, generator: torch.Generator, device: torch.device) -> Network:
     "A network to train on a set."
     network = member.build(len(syn.classes), syn.images.shape[-1], generator).to(device)
     return quicken(network) if device.type == "cpu" else network
+
+# %% ../nbs/17_evaluation.ipynb #check-model
+def _check_models(members: list[Member], num_classes: int, image_size: int, protocol: Protocol, syn: SyntheticSet | None) -> None:
+    "Try models with the smallest batch that they will train on; `syn` is None: not made yet. Raises: ValueError, OSError."
+    for member in members:
+        check_member(member, taps=False)
+    n = protocol.batch if syn is None else len(syn.classes) * syn.images.shape[1] * syn.factor**2
+    batch = min(len(part) for part in split_order(torch.arange(n), protocol.batch))
+    for member in members:
+        try_member(member, num_classes, image_size, False, min(batch, 4), protocol.mode == "train")
+
+
+def _listed(name: str, values: object) -> list:
+    "Several values, in a list or alike. Raises: TypeError where there is one alone."
+    if isinstance(values, (str, int, Member)):
+        raise TypeError(f"{name} is {values!r}: pass a list, [{values!r}]")
+    return list(values)
 
 # %% ../nbs/17_evaluation.ipynb #train
 def train(syn: SyntheticSet, model: str | Member, seed: int = 0, protocol: str = "corrected", epochs: int | None = None,
@@ -152,8 +166,9 @@ def train(syn: SyntheticSet, model: str | Member, seed: int = 0, protocol: str =
     model: a timm name, from scratch, or a Member. seed: of its start and its training. protocol: a name in PROTOCOLS.
     epochs: None: the protocol's own number. device: None: a GPU where there is one. Raises: ValueError, OSError.
     """
-    member, rule, device = as_member(model), protocol_named(protocol, epochs), _device(device)
-    check_member(member, taps=False)
+    member, rule, device = as_member(model), protocol_named(protocol, epochs), usable_device(device)
+    _check_models([member], len(syn.classes), syn.images.shape[-1], rule, syn)
+    check_seed(seed)
     generator = stream(seed, "evaluation", member.label)
     network = _fresh(member, syn, generator, device)
     with seeded(generator):  # dropout, where an architecture has any
@@ -180,6 +195,8 @@ def _evaluate_one(
             on_the_way = (protocol.best_test or selects) and finished % SELECT_EVERY == 0
             if on_the_way or finished == protocol.epochs:
                 looks.append(_look(network, data, syn.statistics))
+    if not all(p.isfinite().all() for p in network.parameters()):
+        raise FloatingPointError(f"{member.label}, seed {seed}, has diverged: its parameters are not finite; pass a lower lr to its Member")
     return {
         "model": member.label,
         "weights": network.weights,
@@ -193,13 +210,15 @@ def _evaluate_one(
     }
 
 # %% ../nbs/17_evaluation.ipynb #check
-def check_evaluate(syn: SyntheticSet | None, data: ImageData, members: list[Member], seeds: list[int]) -> None:
+def check_evaluate(syn: SyntheticSet | None, data: ImageData, members: list[Member], seeds: list[int], protocol: Protocol) -> None:
     """Everything that can be wrong with an evaluation, before any work.
 
     syn: None: not made yet. Raises: ValueError, FileNotFoundError, OSError.
     """
     if not members or not seeds:
         raise ValueError("nothing to evaluate: at least one model and one seed are needed")
+    for seed in seeds:
+        check_seed(seed)
     if syn is not None and syn.classes != data.classes:
         raise ValueError(
             f"the condensed set has the classes {', '.join(syn.classes)}, but {data.name} has {', '.join(data.classes)}: "
@@ -210,8 +229,7 @@ def check_evaluate(syn: SyntheticSet | None, data: ImageData, members: list[Memb
             f"the condensed images have {syn.images.shape[-1]} px, those of {data.name} {data.image_size} px: "
             f"load the dataset with image_size={syn.images.shape[-1]}"
         )
-    for member in members:
-        check_member(member, taps=False)
+    _check_models(members, data.num_classes, data.image_size, protocol, syn)
 
 # %% ../nbs/17_evaluation.ipynb #evaluate
 def evaluate(
@@ -224,10 +242,11 @@ def evaluate(
     by name: "scratch", "imagenet", a folder or a file. epochs: None: the protocol's own number. device: None: a GPU where
     there is one. Raises: ValueError, FileNotFoundError, OSError.
     """
-    rule, members = protocol_named(protocol, epochs), [as_member(model, weights) for model in models]
-    check_evaluate(syn, data, members, seeds)
+    rule, members = protocol_named(protocol, epochs), [as_member(each, weights) for each in _listed("models", models)]
+    check_evaluate(syn, data, members, _listed("seeds", seeds), rule)
+    device = usable_device(device)
     runs = [(member, seed) for member in members for seed in seeds]
     return pd.DataFrame(
-        _evaluate_one(syn, data, member, seed, rule, _device(device))
+        _evaluate_one(syn, data, member, seed, rule, device)
         for member, seed in tqdm(runs, desc="evaluate", disable=not progress)
     )

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from .checks import check_recipe
 from .data import ImageData, load_dataset
 from .evaluation import check_evaluate, evaluate, protocol_named
 from .experts import train_experts
@@ -26,7 +27,7 @@ from .models import Member, check_weights
 from .parameters import SCALES, Settings
 from .provenance import config_hash, provenance, replacing
 from .recipes import recipe
-from .run import check_recipe, run_settings
+from .run import run_settings
 from .settings import Experts, Recipe
 from .synthetic import SyntheticSet
 from .trainer import condense
@@ -81,8 +82,8 @@ class Experiment:
         if scale["test_images"]:
             data = data.balanced_test(scale["test_images"])
         experiment = cls(settings, data, scale["epochs"], table_runs(settings) if runs is None else runs)
-        protocol_named(settings.protocol, experiment.epochs)
-        check_evaluate(None, data, settings.models, settings.seeds)
+        protocol = protocol_named(settings.protocol, experiment.epochs)
+        check_evaluate(None, data, settings.models, settings.seeds, protocol)
         for wanted in {experiment.recipe(r) for r in experiment.runs}:
             check_recipe(wanted, data)
         return experiment

@@ -20,6 +20,7 @@ from .models import Member, Network
 from .provenance import replacing, stream
 from .real import Batches, Pool
 from .settings import Recipe
+from .trial import usable_device
 
 # %% ../nbs/16b_experts.ipynb #trajectory
 def flat_parameters(network: Network) -> torch.Tensor:
@@ -60,7 +61,7 @@ def train_experts(recipe: Recipe, data: ImageData, device: str | torch.device | 
     recipe: `length.fresh` is an `Experts`, whose folder keeps them, a safetensors file each: an interrupted training
     goes on with the next expert. device: None: a GPU where there is one. say: gets a line for every expert.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device)
     files = []
     for member in recipe.members:
         mine = expert_files(member, recipe, data.fingerprint)

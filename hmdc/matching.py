@@ -125,6 +125,8 @@ def distance(real: Slopes, synthetic: Slopes, kind: str) -> torch.Tensor:
     kind: one of SERVED_DISTANCES. Raises: ValueError.
     """
     pairs = [(r, s) for r, s in zip(real, synthetic, strict=True) if r is not None and s is not None]
+    if not pairs:
+        raise ValueError("there is nothing to compare: the loss depends on no parameter that is matched")
     if kind == "overall":
         r, s = (torch.cat([t.flatten() for t in side]) for side in zip(*pairs))
         return 1 - (r * s).sum() / (r.norm() * s.norm() + 1e-6)

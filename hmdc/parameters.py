@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from .evaluation import PROTOCOLS
 from .models import Member, as_member
 from .recipes import METHODS, PRESETS, evaluated_members
+from .trial import usable_device
 
 # %% ../nbs/18b_parameters.ipynb #scales
 SCALES = {
@@ -128,16 +128,6 @@ def resolve(
         weights=weights,
         protocol=_one_of("protocol", str(given.get("protocol", "corrected")), PROTOCOLS),
         seeds=tuple(_as_int("seeds", s) for s in _as_list(given.get("seeds", scale["seeds"]))),
-        device=_device(str(given.get("device", ""))),
+        device=str(usable_device(str(given.get("device", "")))),
         out_dir=str(given.get("out_dir", "runs/kept")),
     )
-
-# %% ../nbs/18b_parameters.ipynb #device
-def _device(name: str) -> str:
-    "A device that is there; nothing named: a GPU where there is one."
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: pass 'cpu', or 'cuda' where there is a GPU") from error
-    return name

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['clamped', 'image_update', 'magnitudes', 'seen_rows', 'balanced', 'pull_back', 'see', 'MovedImages', 'condensed_set',
-           'Pixels']
+           'broken_targets', 'Pixels']
 
 # %% ../nbs/12_pixels.ipynb #imports
 import dataclasses
@@ -141,6 +141,15 @@ def condensed_set(pixels: torch.Tensor, store: Store, data: ImageData, meta: dic
     meta = meta | {"clamped": round((pixels - inside).abs().max().item(), 4)}
     return SyntheticSet(inside.cpu(), data.classes, store.factor, data.statistics, store.align_corners, meta)
 
+# %% ../nbs/12_pixels.ipynb #broken-targets
+def broken_targets(pulled: torch.Tensor, apart: bool) -> torch.Tensor:
+    """Whose gradient on the images is not finite: bool [targets]; [1] for their sum, where they are not `apart`.
+
+    pulled: [classes,ipc,3,H,W], or [classes,targets,ipc,3,H,W].
+    """
+    broken = ~pulled.isfinite().flatten(2 if apart else 1).all(-1)
+    return broken.any(0) if apart else broken.any().unsqueeze(0)
+
 # %% ../nbs/12_pixels.ipynb #pixels
 class Pixels:
     "The images being condensed: seen, pulled, moved, clamped."
@@ -160,12 +169,14 @@ class Pixels:
         real, synthetic = zip(*(see(*each, self.recipe, self.data.statistics, generator) for each in zip(stored, real)))
         slopes, values = engine.match(real, synthetic, None if sample else balance.weights())
         pulled = torch.stack([pull_back(*each) for each in zip(slopes, synthetic, stored)])
+        values = values.masked_fill(broken_targets(pulled, sample), float("nan"))
         found = torch.full_like(values, float("nan"))
         if sample:
             found = magnitudes(pulled, engine.of_set)
             balance.observe(slice(None), found)
             pulled = balanced(pulled, balance.weights(), engine.of_set)
-        self.moved.move(pulled)
+        # What is not finite moves nothing: the images stay good, and the history stops the run.
+        self.moved.move(torch.where(pulled.isfinite().all(), pulled, 0.0))
         return {"loss": values, "magnitude": found, "weight": balance.weights()}
 
     def batches(self, training: Training, generator: torch.Generator) -> Batches:

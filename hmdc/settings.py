@@ -114,7 +114,7 @@ class Recipe:
     "Every setting of a condensation method, in groups: one for each room that reads it. Raises: ValueError."
 
     name: str
-    members: tuple[Member, ...] = ()  # the ensemble
+    members: tuple[Member, ...] = ()  # the ensemble; a name is a member from scratch
     targets: tuple = (Gradients(), Distillation())  # what is matched
     balance: str | None = one_of(*GradientBalance.modes)
     store: Store = Store()
@@ -125,6 +125,8 @@ class Recipe:
     precision: str = one_of("fp32", "bf16")  # "bf16": products of matrices and convolutions in half the bits
 
     def __post_init__(self):
+        if isinstance(self.members, tuple):
+            object.__setattr__(self, "members", tuple(Member(m) if isinstance(m, str) else m for m in self.members))
         check_settings(self)
         if self.length.outer and not (self.members and self.targets):
             raise ValueError(f"{self.length.outer} outer steps with {len(self.members)} members and {len(self.targets)} "

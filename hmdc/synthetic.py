@@ -60,14 +60,27 @@ def pack(images: torch.Tensor, factor: int, align_corners: bool = True) -> torch
     tiles = small.reshape(factor, factor, -1, images.shape[1], tile, tile)  # column, row, n
     return tiles.permute(2, 3, 1, 4, 0, 5).reshape(-1, images.shape[1], size, size)
 
+# %% ../nbs/04_synthetic.ipynb #shape-advice
+def _shape_advice(shape: tuple[int, ...]) -> str:
+    "What to do with images of another shape, where that can be told."
+    if len(shape) == 5 and shape[-1] == 3:
+        return ": channels are last, `images.permute(0, 1, 4, 2, 3)` puts them there"
+    if len(shape) == 5 and shape[2] == 1:
+        return ": grey images have one channel, `images.expand(-1, -1, 3, -1, -1)` makes three"
+    if len(shape) == 4:
+        return ": sorted by class, `images.unflatten(0, (len(classes), -1))` makes rows of them"
+    return ""
+
 # %% ../nbs/04_synthetic.ipynb #check-stored
 def check_stored(images: torch.Tensor, classes: tuple[str, ...], factor: int) -> None:
     "Refuse what is no condensed set: wrong types, shapes, values. Raises: TypeError, ValueError."
-    if not isinstance(images, torch.Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
-        raise TypeError(f"images must be a float tensor with pixels in [0,1], not {kind}: divide bytes by 255")
+    if not isinstance(images, torch.Tensor):
+        raise TypeError(f"images must be a float tensor with pixels in [0,1], not {type(images).__name__}: "
+                        "torch.as_tensor makes one of an array")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be a float tensor with pixels in [0,1], not {images.dtype}: divide bytes by 255")
     if images.ndim != 5 or images.shape[2] != 3 or images.shape[3] != images.shape[4]:
-        raise ValueError(f"images {list(images.shape)} must be square and [classes,ipc,3,H,H]")
+        raise ValueError(f"images {list(images.shape)} must be square and [classes,ipc,3,H,H]{_shape_advice(images.shape)}")
     if len(images) != len(classes) or not images.shape[1]:
         raise ValueError(f"images {list(images.shape)} do not fit {len(classes)} classes: a row of images for each")
     if isinstance(factor, bool) or not isinstance(factor, int):
@@ -77,13 +90,15 @@ def check_stored(images: torch.Tensor, classes: tuple[str, ...], factor: int) ->
         raise ValueError("images hold values that are not finite")
     if images.min() < 0 or images.max() > 1:
         raise ValueError(f"images must lie in [0,1], not in {images.min():.3g} … {images.max():.3g}: "
-                         "`Statistics.to_pixels` and `clamp(0, 1)` bring normalised ones there")
+                         f"{'divide by 255' if images.min() >= 0 and images.max() > 3 else '`Statistics.to_pixels` and `clamp(0, 1)` bring normalised ones there'}")
 
 # %% ../nbs/04_synthetic.ipynb #files
 def _write(syn: "SyntheticSet", path: str | Path) -> None:
     header = {"format": "2", "classes": list(syn.classes), "factor": syn.factor,
               "align_corners": syn.align_corners, "meta": syn.meta}
-    tensors = {"images": syn.images.contiguous(), "mean": syn.statistics.mean, "std": syn.statistics.std}
+    # clones: images may be expanded, and mean and std one tensor, which safetensors refuses
+    tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in
+               {"images": syn.images, "mean": syn.statistics.mean, "std": syn.statistics.std}.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"hmdc": json.dumps(header)})
 
@@ -128,8 +143,8 @@ class SyntheticSet:
     meta: dict = field(default_factory=dict)  # dataset, recipe, seed, versions
 
     def __post_init__(self):
+        vars(self)["classes"] = tuple(self.classes)
         check_stored(self.images, self.classes, self.factor)
-
     def __repr__(self) -> str:
         return f"SyntheticSet({len(self.classes)} classes, {self.images.shape[1]} images each, {self.images.shape[-1]} px, factor {self.factor})"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from .checks import check_condense
 from .data import ImageData
 from .engine import engine_for
 from .ensemble import Ensemble
@@ -18,9 +19,10 @@ from .gbm import GradientBalance, group_shares
 from .pixels import Pixels
 from .provenance import Streams
 from .real import Pool, initial_images
-from .run import Run, check_condense, usable_device
+from .run import Run
 from .settings import Recipe
 from .synthetic import SyntheticSet
+from .trial import usable_device
 
 # %% ../nbs/16_trainer.ipynb #balance-for
 def balance_for(recipe: Recipe, targets: list, n_classes: int, device: torch.device) -> GradientBalance:
@@ -38,8 +40,8 @@ def condense(recipe: Recipe, data: ImageData, out: str | Path | None = None, see
     progress: show a bar. engine: makes the engine, with the arguments of `engine_for`.
     Raises: ValueError, TypeError, OSError, FileExistsError before any work; FloatingPointError where a loss breaks.
     """
+    check_condense(recipe, data, seed)
     device = usable_device(device, recipe.precision)
-    check_condense(recipe, data)
     run = Run.open(out, recipe, data, seed, progress)                               # claims the folder
     if run.finished:
         return run.result()

@@ -5,11 +5,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hmdc import Member, Recipe, SyntheticSet, condense, evaluate, evaluation, recipe, trainer
-from hmdc.data import ImageData
+from hmdc.data import ImageData, Statistics
 from hmdc.matching import Gradients
 from hmdc.md import Distillation
 from hmdc.paradigms import Discrimination, Features, Trajectories
@@ -107,7 +108,7 @@ def test_numbers_keep_within_their_bounds(field, value, wanted):
       for value in ("0.1", False, None, float("nan"), float("inf"))),
     ("packed", 1, "True or False"), ("distil", "yes", "True or False"), ("normalise_gradient", None, "True or False"),
     ("halve_at", [5], "tuple"), ("snapshots", [5], "tuple or None"), ("halve_at", (1.5,), "tuple"),
-    ("members", [Member("convnet3")], "tuple"), ("members", ("convnet3",), "tuple"), ("name", 3, "a string"),
+    ("members", [Member("convnet3")], "tuple"), ("members", (3,), "tuple"), ("name", 3, "a string"),
     ("store", 3, "Store"), ("motion", {"lr": 0.1}, "Motion"),
 ])
 def test_types_are_held_to(field, value, wanted):
@@ -143,6 +144,16 @@ def test_a_bound_that_does_not_exist_is_an_error_of_the_programmer():
 
 def test_a_whole_number_is_a_float_too():
     assert SMOKE.replace(lr=1) == SMOKE.replace(lr=1.0) and isinstance(SMOKE.replace(lr=1).motion.lr, float)
+
+
+def test_a_name_is_a_member_from_scratch():
+    assert SMOKE.replace(members=("convnet3", "vit_nano_patch4")).members == (Member("convnet3"), Member("vit_nano_patch4"))
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert SMOKE.replace(ipc=np.int64(2), lr=np.float32(0.5)) == SMOKE.replace(ipc=2, lr=0.5)
+    with pytest.raises(ValueError, match="ipc is"):
+        SMOKE.replace(ipc=np.float64(2.0))
 
 
 def test_a_recipe_is_checked_however_it_is_made():
@@ -263,6 +274,81 @@ def test_evaluate(idle, syn, changes, match):
         evaluate(**{"syn": syn, "data": DATA, "models": ["convnet3"], "seeds": [0], "epochs": 1} | changes)
 
 
+@pytest.mark.parametrize("changes, match", [
+    ({"models": "resnet18"}, r"models is 'resnet18': pass a list, \['resnet18'\]"),
+    ({"models": Member("resnet18")}, r"models is Member\(.*: pass a list"),
+    ({"seeds": 3}, r"seeds is 3: pass a list, \[3\]"),
+])
+def test_one_value_where_a_list_is_wanted(idle, syn, changes, match):
+    with pytest.raises(TypeError, match=match):
+        evaluate(**{"syn": syn, "data": DATA, "models": ["convnet3"], "seeds": [0], "epochs": 1} | changes)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.0, True, None, -1, 2**63])
+def test_a_seed_is_a_whole_number(idle, tmp_path, syn, seed):
+    match = re.escape(f"seed is {seed!r}: it must be a whole number from 0 to 2**63 - 1")
+    assert_refused(ValueError, match, condense, RANDOM, DATA, out=tmp_path / "run", seed=seed)
+    for call in (lambda: evaluate(syn, DATA, ["convnet3"], [seed], epochs=1), lambda: DATA.holdout(0.5, seed=seed)):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+@pytest.mark.parametrize("model, size", [("ghostnetv3_050", 16), ("crossvit_tiny_240", 16), ("convnext_atto", 8)])
+def test_a_model_that_cannot_take_the_size_is_tried_before_any_work(idle, tmp_path, model, size):
+    data = noise(pixels=size)
+    set_of_size = SyntheticSet(torch.rand(3, 1, 3, size, size), data.classes, 1, data.statistics)
+    match = f"{model} cannot be used with . images of {size} px .*input_size="
+    small = SMOKE.replace(factor=1, members=("vit_nano_patch4", model))
+    assert_refused(ValueError, match, condense, small, data, out=tmp_path / "run")
+    with pytest.raises(ValueError, match=match):
+        evaluate(set_of_size, data, ["vit_nano_patch4", model], [0], epochs=1)
+
+
+@pytest.mark.parametrize("args, match", [
+    (("hmdc", DATA), r"recipe is 'hmdc': pass a Recipe, such as hmdc.recipe\('hmdc'\)"),
+    ((RANDOM, "my"), r"data is 'my': pass an ImageData, such as hmdc.load_dataset"),
+])
+def test_names_where_values_are_wanted(idle, tmp_path, args, match):
+    assert_refused(TypeError, match, condense, *args, out=tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(idle, tmp_path, syn):
+    match = "device 'cuda' cannot be used here: pass 'cpu', or 'cuda' where there is a GPU"
+    assert_refused(ValueError, match, condense, RANDOM, DATA, out=tmp_path / "run", device="cuda")
+    with pytest.raises(ValueError, match=match):
+        evaluate(syn, DATA, ["convnet3"], [0], epochs=1, device="cuda")
+
+
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_images(tmp_path):
+    wild = SMOKE.replace(members=(replace(SMOKE.members[0], lr=1e20), *SMOKE.members[1:]), inner=3)
+    with pytest.raises(FloatingPointError, match=r"the loss of .*convnet3.*, or its gradient, is not finite at outer step 0, "
+                                                 r"inner step \d: .*last good images are in .*last-good.safetensors"):
+        condense(wild, DATA, out=tmp_path / "run", progress=False)
+    assert SyntheticSet.load(tmp_path / "run" / "last-good.safetensors").images.isfinite().all()
+    assert not (tmp_path / "run" / "synthetic.safetensors").exists()
+
+
+def test_a_model_that_diverges_gets_no_accuracy(syn):
+    with pytest.raises(FloatingPointError, match="convnet3, seed 0, has diverged"):
+        evaluate(syn, DATA, [Member("convnet3", lr=1e30)], [0], epochs=3, progress=False)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    class Stop(Exception):
+        pass
+
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hmdc.run.Progress.save_every", 0.0)
+            patch.setattr("hmdc.run.Run.snapshot", lambda self, pixels: (_ for _ in ()).throw(Stop) if self.progress.done else None)
+            condense(SMOKE, DATA, out=folder, progress=False)
+    (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:100])
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged .*: remove it, and the run begins anew"):
+        condense(SMOKE, DATA, out=folder, progress=False)
+
+
 # --- results folders -------------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -314,6 +400,34 @@ def test_an_empty_folder_and_one_left_while_it_was_claimed_are_taken(tmp_path):
 
 
 # --- condensed sets --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change, error, match", [
+    (lambda x: 255 * x, ValueError, r"must lie in \[0,1\], not in .*: divide by 255"),
+    (lambda x: 4 * x - 2, ValueError, r"must lie in \[0,1\].*`Statistics.to_pixels`"),
+    (lambda x: x / 0, ValueError, "not finite"),
+    (lambda x: x.numpy(), TypeError, "not ndarray: torch.as_tensor makes one"),
+    (lambda x: (255 * x).byte(), TypeError, "torch.uint8: divide bytes by 255"),
+    (lambda x: x.permute(0, 1, 3, 4, 2), ValueError, r"channels are last, `images.permute\(0, 1, 4, 2, 3\)`"),
+    (lambda x: x[:, :, :1], ValueError, r"grey images have one channel, `images.expand"),
+    (lambda x: x.flatten(0, 1), ValueError, r"sorted by class, `images.unflatten"),
+    (lambda x: x[:2], ValueError, "do not fit 3 classes"),
+])
+def test_other_peoples_arrays(change, error, match):
+    images = torch.rand(3, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(0.01)
+    with pytest.raises(error, match=match):
+        SyntheticSet(change(images), DATA.classes, 1, DATA.statistics)
+
+
+def test_lists_and_tuples_do_for_classes_and_statistics_and_shared_memory_is_saved(tmp_path):
+    one = torch.full((3,), 0.5)
+    mine = SyntheticSet(torch.rand(1, 1, 3, 16, 16).expand(3, 2, -1, -1, -1), list(DATA.classes), 1, Statistics(one, one))
+    mine.save(tmp_path / "mine.safetensors")
+    assert SyntheticSet.load(tmp_path / "mine.safetensors") == mine
+    assert mine.classes == DATA.classes and Statistics((0.5, 0.5, 0.5), [0.5, 0.5, 0.5]) == Statistics(one, one)
+    for wrong in ((0.5, 0.5), (0.5, 0.5, float("nan")), (0.5, 0.5, 0.0)):
+        with pytest.raises(ValueError, match="std is .*three finite numbers, above zero"):
+            Statistics(one, wrong)
+
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all"], ids=["empty", "text"])
 def test_a_file_that_is_no_condensed_set(tmp_path, content):
