@@ -8,7 +8,7 @@ __all__ = ['try_recipe', 'check_recipe', 'check_condense']
 # %% ../nbs/14b_checks.ipynb #imports
 import torch
 
-from .data import ImageData
+from .data import ImageData, check_data
 from .engine import Precision, slopes_and_values
 from .ensemble import Ensemble
 from .lifecycles import expert_files
@@ -66,8 +66,7 @@ def check_recipe(recipe: Recipe, data: ImageData) -> None:
     "What can be wrong with a recipe on this data. Raises: ValueError, TypeError, OSError."
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe is {recipe!r}: pass a Recipe, such as hmdc.recipe('hmdc')")
-    if not isinstance(data, ImageData):
-        raise TypeError(f"data is {data!r}: pass an ImageData, such as hmdc.load_dataset('digits')")
+    check_data(data)
     check_store(recipe.store, recipe.real, data)
     if foreign := [wish for wish in recipe.targets if not hasattr(wish, "bind")]:
         raise TypeError(f"targets hold {foreign[0]!r}: values like Gradients() or Distillation() are served")

@@ -187,7 +187,6 @@ Dependence = dict[tuple, list[bool]]  # by loss, members and matched: whether th
 def dependence(networks: list[Network], targets: list[Target], batch: Batch) -> Dependence:
     "Which parameters every loss of some targets depends on: functions of torch.func give zeros for the others."
     seen, found = respond(networks, *batch, False), {}
-
     def slopes(*asked) -> list:
         there = seen.slopes(*asked)
         found[asked] = [slope is not None for slope in there]
@@ -236,10 +235,11 @@ class Batched(Loop):
         return vmap(lambda row: pull(row)[0])(torch.eye(len(values), device=values.device)), values
 
     def classes(self, real: list, synthetic: list, weights: list) -> tuple[list, list]:
+        if len(sizes := {len(images) for images in real}) > 1:
+            raise ValueError(f"Batched needs as many real images of every class, not {sizes}: lower `batch` to {min(sizes)}")
         pairs = [[torch.stack(part) for part in zip(*(labelled(images, [c]) for c in range(len(images))))]
                  for images in (real, synthetic)]
-        if self.depends is None:
-            self.depends = dependence(self.networks, self.by_class, labelled(real, [0]))
+        self.depends = self.depends or dependence(self.networks, self.by_class, labelled(real, [0]))
         theta = [{name: p.detach() for name, p in m.named_parameters()} for m in self.tapped]
         apart, weighted = self.functions
         with torch.no_grad(), self.precision.matching():  # the gradients within are functions, they need no graph

@@ -20,12 +20,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .augment import training_batch
-from .data import ImageData, Statistics
+from .data import ImageData, Statistics, check_data
 from .fast_cpu import quicken
 from .models import Member, Network, as_member
 from .provenance import check_seed, check_settings, checked, seeded, stream
 from .real import split_order
-from .synthetic import SyntheticSet
+from .synthetic import SyntheticSet, check_set
 from .trial import check_member, try_member, usable_device
 
 # %% ../nbs/17_evaluation.ipynb #rates
@@ -90,8 +90,6 @@ def protocol_named(name: str, epochs: int | None = None) -> Protocol:
     "A protocol of PROTOCOLS, with its own number of epochs or another. Raises: ValueError."
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}: {', '.join(PROTOCOLS)} are served")
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs is {epochs}: at least one is needed, or None for the protocol's own number")
     return PROTOCOLS[name] if epochs is None else dataclasses.replace(PROTOCOLS[name], epochs=epochs)
 
 # %% ../nbs/17_evaluation.ipynb #accuracy
@@ -154,7 +152,7 @@ def _check_models(members: list[Member], num_classes: int, image_size: int, prot
 
 def _listed(name: str, values: object) -> list:
     "Several values, in a list or alike. Raises: TypeError where there is one alone."
-    if isinstance(values, (str, int, Member)):
+    if isinstance(values, (str, Member)) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} is {values!r}: pass a list, [{values!r}]")
     return list(values)
 
@@ -166,6 +164,7 @@ def train(syn: SyntheticSet, model: str | Member, seed: int = 0, protocol: str =
     model: a timm name, from scratch, or a Member. seed: of its start and its training. protocol: a name in PROTOCOLS.
     epochs: None: the protocol's own number. device: None: a GPU where there is one. Raises: ValueError, OSError.
     """
+    check_set(syn)
     member, rule, device = as_member(model), protocol_named(protocol, epochs), usable_device(device)
     _check_models([member], len(syn.classes), syn.images.shape[-1], rule, syn)
     check_seed(seed)
@@ -219,6 +218,9 @@ def check_evaluate(syn: SyntheticSet | None, data: ImageData, members: list[Memb
         raise ValueError("nothing to evaluate: at least one model and one seed are needed")
     for seed in seeds:
         check_seed(seed)
+    check_data(data)
+    if syn is not None:
+        check_set(syn)
     if syn is not None and syn.classes != data.classes:
         raise ValueError(
             f"the condensed set has the classes {', '.join(syn.classes)}, but {data.name} has {', '.join(data.classes)}: "

@@ -361,6 +361,8 @@ class Member:
     kwargs: tuple = ()  # (name, value) arguments of the architecture; a dict is accepted
 
     def __post_init__(self):
+        if not isinstance(self.kwargs, (dict, tuple)):
+            raise ValueError(f"kwargs is {self.kwargs!r}: pass a dict of arguments of {self.model}")
         # JSON has lists only; a member and its arguments can be hashed
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(self.kwargs).items()}
         object.__setattr__(self, "kwargs", tuple(sorted(given.items())))

@@ -160,10 +160,10 @@ def _is_a(value: Any, kind: Any) -> bool:
 # %% ../nbs/00_provenance.ipynb #type-name
 def _type_name(kind: Any) -> str:
     "An annotated type in words."
-    words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string", NoneType: "None"}
+    words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string", tuple: "a tuple", NoneType: "None"}
     if typing.get_origin(kind) in (typing.Union, UnionType):
         return " or ".join(map(_type_name, typing.get_args(kind)))
-    return words.get(kind, getattr(kind, "__name__", str(kind)))
+    return words.get(typing.get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 # %% ../nbs/00_provenance.ipynb #check-settings
 def check_settings(settings: Any) -> None:

@@ -129,6 +129,8 @@ def test_types_are_held_to(field, value, wanted):
     (lambda: Features((0, 1), (1.0,)), "one weight for each layer"),
     (lambda: Features((0,), (-1.0,)), r"weights is \(-1.0,\): it must be at least 0"),
     (lambda: Discrimination(-1), "weight is -1: it must be at least 0"),
+    (lambda: Member("convnet3", kwargs=3), "kwargs is 3: pass a dict of arguments of convnet3"),
+    (lambda: SMOKE.replace(members="convnet3"), "members is 'convnet3': it must be a tuple"),
     (lambda: Member("convnet3", lr=-1), "lr is -1: it must be at least 0"),
     (lambda: Member("convnet3", input_size=0), "input_size is 0: it must be at least 1"),
 ])
@@ -261,7 +263,8 @@ def test_a_weights_file_that_cannot_be_read(idle, tmp_path, syn, content):
     ({"models": ["convnet3", "resnet81"]}, "unknown model 'resnet81'; near names"),
     ({"models": []}, "nothing to evaluate: at least one model and one seed"),
     ({"seeds": []}, "nothing to evaluate: at least one model and one seed"),
-    ({"epochs": 0}, "epochs is 0: at least one is needed"),
+    ({"epochs": 0}, "epochs is 0: it must be at least 1"),
+    ({"epochs": "3"}, "epochs is '3': it must be at least 1, and a whole number"),
     ({"data": noise(("cat", "dog"))},
      "condensed set has the classes cat, dog, éléphant, but noise has cat, dog: evaluate it on the dataset"),
     ({"data": noise(("cat", "dog", "tiger"))}, "has the classes cat, dog, éléphant, but noise has cat, dog, tiger"),
@@ -278,8 +281,11 @@ def test_evaluate(idle, syn, changes, match):
     ({"models": "resnet18"}, r"models is 'resnet18': pass a list, \['resnet18'\]"),
     ({"models": Member("resnet18")}, r"models is Member\(.*: pass a list"),
     ({"seeds": 3}, r"seeds is 3: pass a list, \[3\]"),
+    ({"models": None}, "models is None: pass a list"),
+    ({"syn": "mine.safetensors"}, "the condensed set is 'mine.safetensors': pass a SyntheticSet"),
+    ({"data": "digits"}, "data is 'digits': pass an ImageData"),
 ])
-def test_one_value_where_a_list_is_wanted(idle, syn, changes, match):
+def test_something_else_in_a_values_place(idle, syn, changes, match):
     with pytest.raises(TypeError, match=match):
         evaluate(**{"syn": syn, "data": DATA, "models": ["convnet3"], "seeds": [0], "epochs": 1} | changes)
 

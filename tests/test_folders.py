@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from hmdc import Member, SyntheticSet, condense, evaluate, load_dataset, recipe
+from hmdc.experiment import Experiment
+from hmdc.parameters import resolve
 
 PIXELS = 16
 SMALL = Member("convnet3", kwargs={"width": 8})
@@ -123,3 +125,31 @@ def test_images_of_many_sizes_at_one_image_size(tmp_path):
     syn = condense(recipe("two_models", ipc=1, preset="smoke", inner=1), data, progress=False)
     assert syn.images.shape == (2, 1, 3, 12, 12)
     assert evaluate(syn, data, [SMALL], [0], epochs=1, progress=False).accuracy.between(0, 100).all()
+
+
+def test_what_to_folder_writes_load_dataset_reads(tmp_path):
+    data = load_dataset(make_folder(tmp_path / "pets", THREE))
+    syn = condense(recipe("random", ipc=4), data, progress=False)
+    syn.to_folder(tmp_path / "condensed")
+    back = load_dataset(tmp_path / "condensed", split=(0.25, 0))
+    images, labels = syn.unpack()
+    assert back.classes == syn.classes
+    assert len(back.train_labels) + len(back.test_labels) == len(labels)
+    written = {tuple(image.flatten().tolist()) for image in (255 * images).round().byte()}
+    assert {tuple(image.flatten().tolist()) for part in (back.train_images, back.test_images) for image in part} == written
+
+
+def test_a_notebook_takes_what_its_errors_ask_for(tmp_path):
+    """Photographs of any shape in one folder a class: each error names a parameter, and the notebook has it."""
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "my_photos" / name).mkdir(parents=True)
+        for i in range(12):
+            picture(label, generator).resize((24 + i, 20)).save(tmp_path / "my_photos" / name / f"{i}.jpg")
+    asked = {"preset": "smoke", "dataset": str(tmp_path / "my_photos"), "methods": "hmdc", "ipc": 1, "out_dir": str(tmp_path)}
+    with pytest.raises(FileNotFoundError, match=r"split=\(fraction of test images, seed\)"):
+        Experiment.of(resolve(asked, ()))
+    with pytest.raises(ValueError, match="not square: pass image_size"):
+        Experiment.of(resolve(asked | {"split": 0.25}, ()))
+    experiment = Experiment.of(resolve(asked | {"split": 0.25, "image_size": "16"}, ()))
+    assert experiment.data.image_size == 16 and len(experiment.data.test_labels) == 6 and experiment.data.class_sizes == [9, 9]

@@ -111,6 +111,36 @@ def test_other_vision_transformers_are_served_too(name, kwargs):
     assert all(f.semantic.shape == f.spatial.shape[:2] for f in features)
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["evaluated", "training"])
+@pytest.mark.parametrize("name, kwargs", [
+    ("vit_small_patch14_reg4_dinov2", {"depth": 2}),  # register tokens beside the class token
+    ("deit_tiny_distilled_patch16_224", {"depth": 2}), ("levit_128s", {}), ("pit_ti_distilled_224", {}),  # two heads
+    ("vit_relpos_small_patch16_rpn_224", {"depth": 2}), ("vit_base_patch16_siglip_gap_224", {"depth": 2}),  # no class token
+])
+def test_the_logits_of_a_tap_are_the_models_own(name, kwargs, training):
+    network = create_model(name, 5, 32, generator=seed(), **kwargs).train(training)
+    images = noise(32, 4)
+    with torch.no_grad():
+        if training:  # the same draws of dropout for both, and running statistics play no part
+            torch.manual_seed(0)
+        logits, features = tap(network, images)
+        if training:
+            torch.manual_seed(0)
+        own = network(images)
+    assert isinstance(own, torch.Tensor), "two outputs"
+    torch.testing.assert_close(logits, own)
+    assert all(f.semantic.isfinite().all() and f.spatial.ndim == 4 for f in features)
+
+
+@pytest.mark.parametrize("header, expected", [(None, 176), ({}, 176), ({"timm_kwargs": "{}"}, 32)])
+def test_a_file_of_the_hubs_weights_takes_images_at_the_hubs_size(tmp_path, header, expected):
+    """A file that says nothing of its arguments is the hub's own; one that does was made elsewhere, and decides itself."""
+    state = timm.create_model("resnet10t", num_classes=0).state_dict()
+    save_file(state, tmp_path / "resnet10t.safetensors", metadata=header)
+    assert create_model("resnet10t", 3, 32, str(tmp_path)).input_size == expected
+    assert create_model("resnet10t", 3, 32, str(tmp_path), input_size=64).input_size == 64
+
+
 # --- architectures without taps --------------------------------------------------------------------------------------
 
 @pytest.fixture
