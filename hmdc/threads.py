@@ -23,7 +23,7 @@ def graph_bytes(work: Callable[[], _Result]) -> tuple[_Result, int]:
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node keeps would hold itself, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = work()
