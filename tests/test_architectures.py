@@ -40,7 +40,8 @@ def runs(member: Member, data: ImageData) -> None:
 def outcome(name: str, data: ImageData) -> dict:
     """Whether an architecture runs as it is, or at its native size, and what is said where it does not.
 
-    A refusal is a ValueError or TypeError before any work; any other error is raised.
+    A refusal is a ValueError or TypeError before any work; a FloatingPointError stops the first step and names the member;
+    any other error is raised.
     """
     begun, native = time.perf_counter(), probe(name).pretrained_cfg["input_size"][-1]
     row = {"architecture": name, "family": probe(name).__module__.rsplit(".", 1)[-1], "input_size": SIZE, "said": ""}
@@ -52,13 +53,16 @@ def outcome(name: str, data: ImageData) -> dict:
         if f"input_size={native}" in row["said"]:
             runs(Member(name, input_size=native), data)
             row |= {"outcome": "runs at its native size", "input_size": native}
+    except FloatingPointError as error:
+        row |= {"outcome": "stopped at the first step", "said": str(error)}
     return row | {"seconds": round(time.perf_counter() - begun, 1)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_architecture_runs_or_is_refused_before_any_work(name: str):
-    assert outcome(name, noise())["outcome"] in ("runs", "runs at its native size", "refused")
+def test_architecture_runs_or_is_named_with_what_is_wrong(name: str):
+    found = outcome(name, noise())
+    assert found["outcome"].startswith("runs") or name in found["said"]
 
 
 if __name__ == "__main__":
