@@ -18,7 +18,7 @@ from .paradigms import Trajectories
 from .provenance import check_seed, seeded
 from .real import check_store, split_order
 from .settings import Experts, Recipe
-from .trial import check_member, try_member
+from .trial import check_member, first_line, try_member
 
 # %% ../nbs/14b_checks.ipynb #try-target
 def _try_target(target: Target, ensemble: Ensemble, real: Batch, synthetic: Batch) -> None:
@@ -27,9 +27,8 @@ def _try_target(target: Target, ensemble: Ensemble, real: Batch, synthetic: Batc
         with seeded(torch.Generator()):  # what an architecture draws in evaluation mode
             slopes, values = slopes_and_values(ensemble.networks, [target], real, synthetic, None, Precision(torch.device("cpu"), False))
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, NotImplementedError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{target.name} ({target.kind}) cannot be matched with {', '.join(ensemble.names)} at "
-                         f"{ensemble.image_size} px: {said}") from error
+                         f"{ensemble.image_size} px: {first_line(error)}") from error
     if not (slopes.isfinite().all() and values.isfinite().all()):
         raise ValueError(f"{target.name} ({target.kind}) has a gradient that is not finite before any training: leave that "
                          "member out, or give it another input_size")

@@ -293,7 +293,7 @@ def _torchvision(name: str, root: Path, image_size: int | None, download: bool) 
     return ImageData(name, classes, resize(train_images, size), train_labels, resize(test_images, size), test_labels)
 
 # %% ../nbs/01_data.ipynb #check-arguments
-def _check_arguments(image_size: object, fit: object, split: object) -> None:
+def _check_arguments(name: object, image_size: object, fit: object, split: object) -> None:
     "Refuse what no set could be loaded with. Raises: ValueError."
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
         raise ValueError(f"image_size must be a positive whole number of pixels or None, not {image_size!r}")
@@ -303,6 +303,8 @@ def _check_arguments(image_size: object, fit: object, split: object) -> None:
         raise ValueError(f"split must be a fraction of test images and a seed, e.g. (0.2, 0), not {split!r}")
     if split is not None:
         check_seed(split[1])
+        if name in DATASETS:
+            raise ValueError(f"{name} has a test part of its own: split is for a folder without train/ and test/")
 
 # %% ../nbs/01_data.ipynb #load-dataset
 def load_dataset(
@@ -314,7 +316,7 @@ def load_dataset(
     split: tuple[float, int] | None = None,  # of a folder that is not split: fraction of test images, and seed
 ) -> ImageData:
     "Labelled images by name or from a folder. Raises: ValueError or OSError, saying what is wrong and what to do."
-    _check_arguments(image_size, fit, split)
+    _check_arguments(name, image_size, fit, split)
     root, path = Path(root).expanduser(), Path(name).expanduser()
     if name == "digits":
         return _digits(image_size)

@@ -43,8 +43,8 @@ def _as_int(name: str, value: object) -> int:
 
 
 def _as_split(value: object) -> tuple[float, int]:
-    fraction, *seed = _as_list(value)
     try:
+        fraction, *seed = _as_list(value)
         return float(fraction), _as_int("split", *(seed or [0]))
     except (ValueError, TypeError):
         raise ValueError(f"split is {value!r}: a fraction of test images is needed, and a seed if you like: 0.2 or 0.2,1") from None
