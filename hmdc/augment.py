@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTH', 'COLOR', 'STRATEGIES', 'flip', 'brightness', 'saturation', 'contrast', 'crop', 'cutout', 'scale', 'rotate',
-           'draw', 'apply', 'augment', 'mix', 'cutmix', 'training_batch']
+           'draw', 'apply', 'augment', 'mix', 'cutmix', 'mixed_within', 'training_batch']
 
 # %% ../nbs/02_augment.ipynb #imports
 import math
@@ -133,9 +133,10 @@ STRATEGIES: dict[str, tuple] = {
     "dsa": (("color", "crop", "cutout", "flip", "scale", "rotate"),),
     "idc": ("color", "crop", "cutout"),
     "idc_training": ("color", "crop"),
-    "idc_evaluation": ("color", "crop", "flip", "scale", "rotate"),
+    "idc_evaluation": ("flip", "color", _WARPS),
     "hmdc": ("flip", "color", _WARPS, "cutout"),
     "hmdc_released": ("flip", "brightness", _WARPS, "cutout"),
+    "dream_released": ("brightness", "crop"),
 }
 _OPERATIONS = {op.__name__: op for op in (flip, brightness, saturation, contrast, crop, cutout, scale, rotate)}
 
@@ -276,6 +277,14 @@ def cutmix(
     partner = torch.randperm(len(images), generator=generator).to(images.device)
     return mix(images, targets, partner, _box(images.shape[-1], generator))
 
+# %% ../nbs/02_augment.ipynb #mixed-within
+def mixed_within(images: torch.Tensor, p: float, generator: torch.Generator) -> torch.Tensor:
+    """CutMix, with probability p, among images [N,C,H,W] of one class, whose target it leaves as it is.
+
+    generator: on the CPU; nothing is drawn from it where p is 0.
+    """
+    return cutmix(images, images.new_ones(len(images), 1), generator, p)[0] if p else images
+
 # %% ../nbs/02_augment.ipynb #training-batch
 def _without_cutout(strategy: str | tuple) -> tuple:
     "The steps of a strategy less cutout."
@@ -289,9 +298,10 @@ def training_batch(
     strategy: str | tuple,  # a name in STRATEGIES, or the tuple of its steps
     p: float,  # probability of CutMix
     generator: torch.Generator,  # on the CPU
+    mixed_cutout: bool = False,  # whether a mixed batch has cutout as well
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:  # augmented images; mixed images and targets, or None
     "Augment a batch per image and, with probability p, mix it too."
     if float(torch.rand((), generator=generator)) >= p:
         return augment(images, strategy, generator), None
-    images = augment(images, _without_cutout(strategy), generator)
+    images = augment(images, strategy if mixed_cutout else _without_cutout(strategy), generator)
     return images, cutmix(images, targets, generator, p=1.0)

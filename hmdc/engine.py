@@ -53,7 +53,7 @@ def training_pass(ensemble: Ensemble, batches: Batches, precision: Precision) ->
 
     Returns the mean semantic distance, NaN without a pair.
     """
-    distances = []
+    distances, apart = [], ensemble.alignment.apart
     for _ in ensemble.lifecycle.learners(ensemble, batches.generator):
         seen, right = [], []
         for network in ensemble.networks:
@@ -61,8 +61,8 @@ def training_pass(ensemble: Ensemble, batches: Batches, precision: Precision) ->
         for images, targets, mixed in batches:
             with precision.training():
                 right.append(torch.stack(ensemble.train_step(images, targets, mixed)[1]))
-            seen += [images] if ensemble.pairs else []
-        for images in seen:
+            seen += [images] if ensemble.pairs and not apart else []
+        for images in (images for images, _, _ in batches) if ensemble.pairs and apart else seen:
             with precision.matching():
                 with torch.no_grad():
                     features = [tap(network, images)[1] for network in ensemble.networks]

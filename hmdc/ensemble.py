@@ -102,7 +102,8 @@ class Alignment:
         with torch.no_grad():
             blank = torch.zeros(1, 3, image_size, image_size, device=device)
             self.layers = [shapes(tap(n.eval(), blank)[1]) for n in networks] if len(networks) > 1 else []
-        self.mix, keys = training.ssd_mix, itertools.combinations(range(len(self.layers)), 2)
+        self.mix, self.apart = training.ssd_mix, training.ssd_apart
+        keys = itertools.combinations(range(len(self.layers)), 2)
         self.pairs: Pairs = {(a, b): self._new(a, b, torch.Generator()).to(device) for a, b in keys}
         self.optimizers = {key: torch.optim.Adam(ssd.parameters(), training.ssd_lr) for key, ssd in self.pairs.items()}
 

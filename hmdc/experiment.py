@@ -89,7 +89,7 @@ class Experiment:
         return experiment
 
     def recipe(self, run: PlannedRun) -> Recipe:
-        return recipe(run.method, run.ipc, self.settings.preset, self.settings.weights)
+        return recipe(run.method, run.ipc, self.settings.preset, self.settings.weights, self.data.name)
 
     @property
     def initial(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from .augment import apply, draw
+from .augment import apply, draw, mixed_within
 from .data import ImageData, Statistics
 from .gbm import GradientBalance
 from .real import Batches, Store
@@ -93,7 +93,7 @@ def see(
     if recipe.motion.space == "pixel":
         synthetic = statistics.normalise(synthetic)
     draws = draw(recipe.real.augment, 1, real.shape[-1], generator)
-    return apply(real, draws), apply(synthetic, draws)
+    return tuple(mixed_within(apply(images, draws), recipe.real.match_cutmix, generator) for images in (real, synthetic))
 
 # %% ../nbs/12_pixels.ipynb #moved-images
 class MovedImages:

@@ -31,6 +31,7 @@ class Real:
     refresh_every: int = checked(10, least=1)  # inner steps between clusterings
     pool_per_class: int | None = checked(None, least=1)  # real images of each class that are used; None: all
     augment: str = one_of("hmdc", *(name for name in STRATEGIES if name != "hmdc"))  # one draw for both sides
+    match_cutmix: float = checked(0.0, least=0, most=1)  # probability of CutMix, drawn apart for each side (released code)
     __post_init__ = check_settings
 
 # %% ../nbs/05_real.ipynb #store
@@ -167,7 +168,7 @@ class Batches:
             order = torch.randperm(len(self.images), generator=self.generator)[: t.train_images]
             for part in split_order(order, t.train_batch):
                 images, targets = self.statistics.normalise(self.images[part]), self.targets[part]
-                images, mixed = training_batch(images, targets, t.train_augment, t.cutmix, self.generator)
+                images, mixed = training_batch(images, targets, t.train_augment, t.cutmix, self.generator, t.mixed_cutout)
                 yield images, targets, mixed
 
 # %% ../nbs/05_real.ipynb #pool

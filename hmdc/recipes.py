@@ -92,8 +92,10 @@ def hmdc_trajectories(size: Size) -> Recipe:
 # %% ../nbs/10_recipes.ipynb #released
 def _released(name: str, size: Size, **changes) -> Recipe:
     "As the authors' code runs: its reset leaves the new convolutions outside the optimizer."
-    members = (dataclasses.replace(size.convnet, frozen_features=True), size.vit)
-    own = dict(members=members, ssd_mix="target", augment="hmdc_released", train_augment="hmdc_released")
+    repeated = dict(size.convnet.kwargs) | {"repeat_last": True}
+    members = (dataclasses.replace(size.convnet, frozen_features=True, kwargs=repeated), size.vit)
+    own = dict(members=members, augment="hmdc_released", match_cutmix=0.5, train_augment="hmdc_released", mixed_cutout=True,
+               train_images=17 * 128, ssd_mix="target", ssd_apart=True)
     return _ablation(name, size, **own | changes)
 
 # %% ../nbs/10_recipes.ipynb #two-models-released
@@ -146,19 +148,20 @@ def _scaled(recipe: Recipe, preset: str) -> Recipe:
     return recipe.replace(**smaller)
 
 # %% ../nbs/10_recipes.ipynb #recipe
-def recipe(name: str, ipc: int = 10, preset: str = "paper", weights: str | None = None, **changes) -> Recipe:
+def recipe(name: str, ipc: int = 10, preset: str = "paper", weights: str | None = None, dataset: str = "cifar10",
+           **changes) -> Recipe:
     """A method of the tables.
 
     name: one of METHODS. ipc: stored images per class. preset: one of PRESETS. weights: of the members that have
-    published ones; None: "imagenet" in `paper`, else "scratch". changes: any field of `Recipe` or of its groups.
-    Raises: ValueError.
+    published ones; None: "imagenet" in `paper`, else "scratch". dataset: by which some authors set their rates.
+    changes: any field of `Recipe` or of its groups. Raises: ValueError.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: {', '.join(METHODS)} are served")
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: {', '.join(PRESETS)} are served")
     weights = weights or ("imagenet" if preset == "paper" else "scratch")
-    size = Size(ipc, convnet_member(preset), vit_member(preset, weights))
+    size = Size(ipc, convnet_member(preset), vit_member(preset, weights), dataset)
     return _scaled(METHODS[name](size), preset).replace(**changes)
 
 # %% ../nbs/10_recipes.ipynb #evaluated-members

@@ -44,10 +44,12 @@ class Training:
     train_batch: int = checked(128, least=1)
     train_augment: str = one_of("hmdc", *(name for name in STRATEGIES if name != "hmdc"))  # one draw per image
     cutmix: float = checked(0.5, least=0, most=1)  # probability, for members that are not ViTs
+    mixed_cutout: bool = False  # cutout stays on in a batch that CutMix mixes (released code)
     net_momentum: float = checked(0.0, least=0, below=1)
     net_weight_decay: float = checked(0.0, least=0)
     ssd_lr: float = checked(0.01, least=0)  # Adam
     ssd_mix: str = one_of("source", "target")  # softmax of the layer-matching matrix over these layers
+    ssd_apart: bool = False  # the maps train on a pass of their own, not on the networks' images (released code)
     __post_init__ = check_settings
 
 # %% ../nbs/09b_settings.ipynb #lifecycles
