@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?=
 DATASET ?= digits
+WEIGHTS ?=
 
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.hmdc-installed
@@ -11,7 +12,7 @@ ENV := PATH="$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
-.PHONY: help setup table1 table2 figures reproduce test slow architectures check notebooks export bench precision publish wheel lab clean
+.PHONY: help setup table1 table2 figures reproduce test slow architectures check notebooks export bench tune precision publish wheel lab clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +70,10 @@ bench: setup ## Measure time, memory and arithmetic of every part, plain and fas
 	@$(ENV) python -c 'from hmdc.bench import bench, save; save(bench())'
 	@$(ENV) python -c 'from hmdc.bench import cost, save_cost; save_cost(cost())'
 	@ls figures/bench-* figures/cost-*
+
+tune: setup ## Choose the rates of protocol `corrected` on CIFAR-10, into data/protocol/rates.csv; WEIGHTS: the stand-ins' folder
+	@$(ENV) python -c 'from hmdc.data import load_dataset; from hmdc.tuning import tune, tuned_members; \
+	  tune(load_dataset("cifar10").holdout(0.04, 0), tuned_members("$(WEIGHTS)"), "data/protocol/rates.csv")'
 
 precision: setup ## Condense DATASET (digits) in fp32 and in bf16 and compare the accuracies, into figures/ (8 minutes for digits)
 	@$(ENV) python -c 'from hmdc.bench import save_precision; save_precision("$(DATASET)")'

@@ -22,15 +22,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from .data import ImageData, load_dataset
 from .engine import Batched, Loop, slopes_and_values
 from .ensemble import Ensemble
-from .evaluation import PROTOCOLS, evaluate, training_epochs
+from .evaluation import evaluate, training_updates, updates_per_epoch
 from .fast_cpu import plain, quicken
 from .figures import plot_speed
 from .matching import labelled
 from .models import Member, tap
 from .pixels import Pixels, see
+from .protocols import protocol_named
 from .provenance import Streams, provenance, stream
 from .real import Pool, initial_images
-from .recipes import recipe
+from .recipes import evaluated_members, recipe
 from .settings import Recipe
 from .synthetic import SyntheticSet
 from .trainer import balance_for, condense
@@ -136,8 +137,9 @@ def _evaluation_epoch(stage: Stage) -> Callable[[], None]:
     network = member.build(data.num_classes, data.image_size, stream(0, "bench")).to(stage.device)
     if not stage.route.plain and stage.device.type == "cpu":
         quicken(network)
-    protocol = dataclasses.replace(PROTOCOLS["corrected"], epochs=1)
-    return lambda: list(training_epochs(network, member, syn, protocol, stream(0, "bench")))
+    protocol = protocol_named("corrected")
+    once = dataclasses.replace(protocol, updates=updates_per_epoch(syn, protocol))
+    return lambda: list(training_updates(network, syn, once, once.optimizer(member, network), stream(0, "bench")))
 
 # %% ../nbs/24_bench.ipynb #parts
 def parts(stage: Stage) -> dict[str, Callable[[], None]]:
@@ -362,7 +364,7 @@ def precision_effect(
     wanted: Recipe,
     models: list[str | Member],  # that are evaluated
     seeds: list[int],
-    epochs: int,
+    updates: int,  # of an evaluation
     out: str | Path | None = None,  # folder where finished condensations are kept
 ) -> pd.DataFrame:  # a row per precision, model and seed
     "Accuracy of sets that are condensed in fp32 and in bf16."
@@ -371,7 +373,7 @@ def precision_effect(
         for seed in seeds:
             folder = Path(out) / f"{wanted.name}-{precision}-seed{seed}" if out is not None else None
             syn = condense(wanted.replace(precision=precision), data, folder, seed, progress=False)
-            found = evaluate(syn, data, models, [seed], epochs=epochs, progress=False)
+            found = evaluate(syn, data, models, [seed], length=updates, progress=False)
             frames.append(found.assign(precision=precision, method=wanted.name, dataset=data.name))
     return pd.concat(frames, ignore_index=True).assign(**provenance())
 
@@ -382,7 +384,7 @@ def save_precision(
 ) -> None:
     "The effect on HMDC at preset quick, three seeds: precision-<dataset>-quick.csv."
     data, wanted = load_dataset(dataset), recipe("hmdc", preset="quick")
-    models = [wanted.members[0], "resnet18", wanted.members[1]]
-    found = precision_effect(data, wanted, models, [0, 1, 2], epochs=25, out=f"runs/precision-{data.name}")
+    models = list(evaluated_members("quick", "scratch"))
+    found = precision_effect(data, wanted, models, [0, 1, 2], updates=175, out=f"runs/precision-{data.name}")
     Path(folder).mkdir(parents=True, exist_ok=True)
     found.to_csv(Path(folder) / f"precision-{data.name}-quick.csv", index=False)

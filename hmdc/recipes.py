@@ -176,5 +176,5 @@ def evaluated_members(preset: str, weights: str) -> tuple[Member, ...]:
         return tuple(as_member(name, weights) for name in _PAPER_MODELS)
     if preset == "budget":
         return (convnet_member(preset),)
-    resnet = (Member("resnet18", weights),) if preset == "quick" else ()
-    return (convnet_member(preset), *resnet, vit_member(preset, weights))
+    resnet = Member("resnet18_cifar", kwargs={"width": 8}) if weights == "scratch" else Member("resnet18", weights)
+    return (convnet_member(preset), *[resnet] * (preset == "quick"), vit_member(preset, weights))

@@ -35,7 +35,7 @@ def noise() -> ImageData:
 
 def runs(member: Member, data: ImageData) -> None:
     syn = condense(ONE_STEP.replace(members=(member,)), data, device="cpu", progress=False)
-    evaluate(syn, data, [member], [0], epochs=1, device="cpu", progress=False)
+    evaluate(syn, data, [member], [0], length=1, device="cpu", progress=False)
 
 
 def outcome(name: str, data: ImageData) -> dict:

@@ -42,7 +42,7 @@ def idle(monkeypatch):
         raise AssertionError("work began")
 
     monkeypatch.setattr(trainer, "Pool", work)
-    monkeypatch.setattr(evaluation, "training_epochs", work)
+    monkeypatch.setattr(evaluation, "training_updates", work)
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
@@ -229,7 +229,7 @@ def refuse_weights(error: type[Exception], match: str, folder: Path, syn: Synthe
     broken = SMOKE.replace(members=(*SMOKE.members, Member("resnet18", str(folder))))
     assert_refused(error, match, condense, broken, DATA, out=folder.parent / "run")
     with pytest.raises(error, match=match):
-        evaluate(syn, DATA, ["convnet3", "resnet18"], [0], weights=str(folder), epochs=1)
+        evaluate(syn, DATA, ["convnet3", "resnet18"], [0], weights=str(folder), length=1)
 
 
 def test_a_weights_folder_without_the_model(idle, tmp_path, syn):
@@ -259,12 +259,12 @@ def test_a_weights_file_that_cannot_be_read(idle, tmp_path, syn, content):
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("changes, match", [
-    ({"protocol": "fair"}, "unknown protocol 'fair': corrected, released are served"),
+    ({"protocol": "fair"}, "unknown protocol 'fair': corrected, released, idc are served"),
     ({"models": ["convnet3", "resnet81"]}, "unknown model 'resnet81'; near names"),
     ({"models": []}, "nothing to evaluate: at least one model and one seed"),
     ({"seeds": []}, "nothing to evaluate: at least one model and one seed"),
-    ({"epochs": 0}, "epochs is 0: it must be at least 1"),
-    ({"epochs": "3"}, "epochs is '3': it must be at least 1, and a whole number"),
+    ({"length": 0}, "updates is 0: it must be at least 1"),
+    ({"length": "3"}, "updates is '3': it must be at least 1, and a whole number"),
     ({"data": noise(("cat", "dog"))},
      "condensed set has the classes cat, dog, éléphant, but noise has cat, dog: evaluate it on the dataset"),
     ({"data": noise(("cat", "dog", "tiger"))}, "has the classes cat, dog, éléphant, but noise has cat, dog, tiger"),
@@ -274,7 +274,7 @@ def test_a_weights_file_that_cannot_be_read(idle, tmp_path, syn, content):
 ])
 def test_evaluate(idle, syn, changes, match):
     with pytest.raises(ValueError, match=match):
-        evaluate(**{"syn": syn, "data": DATA, "models": ["convnet3"], "seeds": [0], "epochs": 1} | changes)
+        evaluate(**{"syn": syn, "data": DATA, "models": ["convnet3"], "seeds": [0], "length": 1} | changes)
 
 
 @pytest.mark.parametrize("changes, match", [
@@ -287,14 +287,14 @@ def test_evaluate(idle, syn, changes, match):
 ])
 def test_something_else_in_a_values_place(idle, syn, changes, match):
     with pytest.raises(TypeError, match=match):
-        evaluate(**{"syn": syn, "data": DATA, "models": ["convnet3"], "seeds": [0], "epochs": 1} | changes)
+        evaluate(**{"syn": syn, "data": DATA, "models": ["convnet3"], "seeds": [0], "length": 1} | changes)
 
 
 @pytest.mark.parametrize("seed", ["a", 1.0, True, None, -1, 2**63])
 def test_a_seed_is_a_whole_number(idle, tmp_path, syn, seed):
     match = re.escape(f"seed is {seed!r}: it must be a whole number from 0 to 2**63 - 1")
     assert_refused(ValueError, match, condense, RANDOM, DATA, out=tmp_path / "run", seed=seed)
-    for call in (lambda: evaluate(syn, DATA, ["convnet3"], [seed], epochs=1), lambda: DATA.holdout(0.5, seed=seed)):
+    for call in (lambda: evaluate(syn, DATA, ["convnet3"], [seed], length=1), lambda: DATA.holdout(0.5, seed=seed)):
         with pytest.raises(ValueError, match=match):
             call()
 
@@ -307,7 +307,7 @@ def test_a_model_that_cannot_take_the_size_is_tried_before_any_work(idle, tmp_pa
     small = SMOKE.replace(factor=1, members=("vit_nano_patch4", model))
     assert_refused(ValueError, match, condense, small, data, out=tmp_path / "run")
     with pytest.raises(ValueError, match=match):
-        evaluate(set_of_size, data, ["vit_nano_patch4", model], [0], epochs=1)
+        evaluate(set_of_size, data, ["vit_nano_patch4", model], [0], length=1)
 
 
 @pytest.mark.parametrize("args, match", [
@@ -323,7 +323,7 @@ def test_a_device_that_is_not_there(idle, tmp_path, syn):
     match = "device 'cuda' cannot be used here: pass 'cpu', or 'cuda' where there is a GPU"
     assert_refused(ValueError, match, condense, RANDOM, DATA, out=tmp_path / "run", device="cuda")
     with pytest.raises(ValueError, match=match):
-        evaluate(syn, DATA, ["convnet3"], [0], epochs=1, device="cuda")
+        evaluate(syn, DATA, ["convnet3"], [0], length=1, device="cuda")
 
 
 def test_a_run_that_diverges_stops_and_keeps_the_last_good_images(tmp_path):
@@ -337,7 +337,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_images(tmp_path):
 
 def test_a_model_that_diverges_gets_no_accuracy(syn):
     with pytest.raises(FloatingPointError, match="convnet3, seed 0, has diverged"):
-        evaluate(syn, DATA, [Member("convnet3", lr=1e30)], [0], epochs=3, progress=False)
+        evaluate(syn, DATA, [Member("convnet3", lr=1e30)], [0], length=3, progress=False)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -99,14 +99,14 @@ def test_a_folder_is_condensed_and_evaluated(tmp_path, sizes, method):
 
     assert_round_trip(syn, tmp_path / "jeu condensé.safetensors")
     assert_folder(syn, root, tmp_path / "exporté")
-    frame = evaluate(syn, data, [SMALL], [0], epochs=2, progress=False)
+    frame = evaluate(syn, data, [SMALL], [0], length=2, progress=False)
     assert len(frame) == 1 and frame.accuracy.between(0, 100).all()
 
 
 def test_what_a_folder_shows_is_learned(tmp_path):
     data = load_dataset(make_folder(tmp_path / "bars", THREE, test_images=12))
     syn = condense(recipe("hmdc", ipc=1, preset="smoke"), data, progress=False)
-    frame = evaluate(syn, data, [SMALL], [0], epochs=60, progress=False)
+    frame = evaluate(syn, data, [SMALL], [0], length=60, progress=False)
     assert frame.accuracy.item() > 60  # chance is 33
 
 
@@ -124,7 +124,7 @@ def test_images_of_many_sizes_at_one_image_size(tmp_path):
     data = load_dataset(root, image_size=12)
     syn = condense(recipe("two_models", ipc=1, preset="smoke", inner=1), data, progress=False)
     assert syn.images.shape == (2, 1, 3, 12, 12)
-    assert evaluate(syn, data, [SMALL], [0], epochs=1, progress=False).accuracy.between(0, 100).all()
+    assert evaluate(syn, data, [SMALL], [0], length=1, progress=False).accuracy.between(0, 100).all()
 
 
 def test_what_to_folder_writes_load_dataset_reads(tmp_path):

@@ -162,7 +162,7 @@ def test_an_architecture_without_taps_says_so(untappable, small_data, tmp_path):
 
 def test_an_architecture_without_taps_is_evaluated(untappable, small_data):
     syn = condense(recipe("random", ipc=1), small_data, progress=False)
-    frame = evaluate(syn, small_data, [untappable], [0], epochs=1, progress=False)
+    frame = evaluate(syn, small_data, [untappable], [0], length=1, progress=False)
     assert frame.weights.tolist() == ["scratch"] and frame.accuracy.between(0, 100).all()
 
 
@@ -214,7 +214,7 @@ def test_convnet3_starts_from_scratch_whatever_is_asked_and_says_so(small_data):
     assert with_folder.weights == "scratch"
     assert all(map(torch.equal, with_folder.parameters(), from_scratch.parameters()))
     syn = condense(recipe("random", ipc=1), small_data, progress=False)
-    frame = evaluate(syn, small_data, ["convnet3", "resnet18"], [0], weights=str(WEIGHTS), epochs=1, progress=False)
+    frame = evaluate(syn, small_data, ["convnet3", "resnet18"], [0], weights=str(WEIGHTS), length=1, progress=False)
     assert frame.weights.tolist() == ["scratch", STAND_INS["resnet18"].name]
 
 
@@ -385,7 +385,7 @@ def test_condense_and_evaluate_leave_the_global_generators_alone(small_data):
     frames = []
     for _ in range(2):
         before = global_states()
-        frames.append(evaluate(syn, small_data, evaluated, [0, 1], epochs=2, progress=False))
+        frames.append(evaluate(syn, small_data, evaluated, [0, 1], length=2, progress=False))
         assert_untouched(before)
         torch.rand(7)
     assert frames[0].drop(columns="seconds").equals(frames[1].drop(columns="seconds"))

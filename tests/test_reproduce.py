@@ -9,7 +9,8 @@ import pandas as pd
 import papermill
 import pytest
 
-from hmdc.figures import plot_along, plot_distance, plot_magnitudes
+from hmdc.figures import plot_along
+from hmdc.history_figures import plot_distance, plot_magnitudes
 from hmdc.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +64,9 @@ def test_table1_has_every_row(kept):
     frame = drawn("table1")
     assert frame.method.unique().tolist() == TABLE1
     assert len(frame) == 14 and frame.accuracy.between(0, 100).all()
-    assert {"commit", "torch", "weights", "condense_seconds"} <= set(frame.columns)
+    assert {"commit", "torch", "weights", "condense_seconds", "evaluation", "updates", "rate_from"} <= set(frame.columns)
+    ends = pd.read_csv(ROOT / "figures" / "bounds-digits-smoke.csv")
+    assert ends.bound.unique().tolist() == ["all the data", "chance"] and len(ends) == 4
     assert (ROOT / "figures" / "table1-digits-smoke.txt").stat().st_size > 0
 
 
