@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'noise', 'Route', 'routes', 'Compiled', 'Stage', 'parts', 'matrix_rate', 'bench', 'save', 'cost',
-           'save_cost', 'precision_effect', 'save_precision']
+           'save_cost', 'save_precision']
 
 # %% ../nbs/24_bench.ipynb #imports
 import ctypes
@@ -19,22 +19,25 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .data import ImageData, load_dataset
+from .data import ImageData
 from .engine import Batched, Loop, slopes_and_values
 from .ensemble import Ensemble
-from .evaluation import evaluate, training_updates, updates_per_epoch
+from .evaluation import training_updates, updates_per_epoch
+from .experiment import Experiment, results, run
 from .fast_cpu import plain, quicken
 from .figures import plot_speed
+from .figures import save as save_rows
 from .matching import labelled
 from .models import Member, tap
+from .parameters import resolve
 from .pixels import Pixels, see
 from .protocols import protocol_named
 from .provenance import Streams, provenance, stream
 from .real import Pool, initial_images
-from .recipes import evaluated_members, recipe
+from .recipes import recipe
 from .settings import Recipe
 from .synthetic import SyntheticSet
-from .trainer import balance_for, condense
+from .trainer import balance_for
 
 # %% ../nbs/24_bench.ipynb #settings
 _NANO = Member("vit_nano_patch4")
@@ -359,32 +362,16 @@ def save_cost(frame: pd.DataFrame, folder: str | Path = "figures") -> None:
     frame.to_csv(Path(folder) / f"cost-{frame.setting.iloc[0]}.csv", index=False, float_format="%.5g")
 
 # %% ../nbs/24_bench.ipynb #precision
-def precision_effect(
-    data: ImageData,
-    wanted: Recipe,
-    models: list[str | Member],  # that are evaluated
-    seeds: list[int],
-    updates: int,  # of an evaluation
-    out: str | Path | None = None,  # folder where finished condensations are kept
-) -> pd.DataFrame:  # a row per precision, model and seed
-    "Accuracy of sets that are condensed in fp32 and in bf16."
-    frames = []
-    for precision in ("fp32", "bf16"):
-        for seed in seeds:
-            folder = Path(out) / f"{wanted.name}-{precision}-seed{seed}" if out is not None else None
-            syn = condense(wanted.replace(precision=precision), data, folder, seed, progress=False)
-            found = evaluate(syn, data, models, [seed], length=updates, progress=False)
-            frames.append(found.assign(precision=precision, method=wanted.name, dataset=data.name))
-    return pd.concat(frames, ignore_index=True).assign(**provenance())
-
-
 def save_precision(
-    dataset: str | Path = "digits",  # as for load_dataset
+    dataset: str = "digits",  # as for load_dataset
     folder: str | Path = "figures",
-) -> None:
-    "The effect on HMDC at preset quick, three seeds: precision-<dataset>-quick.csv."
-    data, wanted = load_dataset(dataset), recipe("hmdc", preset="quick")
-    models = list(evaluated_members("quick", "scratch"))
-    found = precision_effect(data, wanted, models, [0, 1, 2], updates=175, out=f"runs/precision-{data.name}")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    found.to_csv(Path(folder) / f"precision-{data.name}-quick.csv", index=False)
+    **parameters: object,  # more parameters of a reproduce notebook; the preset is quick
+) -> pd.DataFrame:  # a row per precision, model, condensation and evaluation
+    "The effect of bf16 on HMDC: precision-<dataset>-quick.csv. Its rows in fp32 are the runs of Table 1, not others."
+    asked = {"preset": "quick", "dataset": dataset, "methods": "hmdc,hmdc_bf16", "device": "cpu"} | parameters
+    experiment = Experiment.of(resolve(asked, ()))
+    run(experiment)
+    found = results(experiment)
+    found["precision"] = found["method"].map({"hmdc": "fp32", "hmdc_bf16": "bf16"})
+    save_rows(Path(folder) / f"precision-{experiment.settings.stem}", found)
+    return found

@@ -29,7 +29,7 @@ from .report import AVERAGE, quantity, runs, setting, spread
 NAMES = {
     "random": "Random", "random_packed": "Random, packed", "kmeans_packed": "K-means, packed", "noise": "Noise",
     "dc": "DC", "dsa": "DSA", "dm": "DM", "cafe": "CAFE", "idm": "IDM", "mtt": "MTT", "idc": "IDC", "dream": "DREAM",
-    "two_models": "Two models", "two_models_gbm": "Two models + GBM", "two_models_md": "Two models + MD", "hmdc": "HMDC",
+    "two_models": "Two models", "two_models_gbm": "Two models + GBM", "two_models_md": "Two models + MD", "hmdc": "HMDC", "hmdc_bf16": "HMDC, bf16",
     "hmdc_md_training": "HMDC, MD in training only", "hmdc_md_images": "HMDC, MD on images only",
     "hmdc_features": "HMDC on features", "hmdc_trajectories": "HMDC on trajectories",
     "idc_released": "IDC, as released", "dream_released": "DREAM, as released",
