@@ -13,6 +13,7 @@ import torch
 from make_parity_fixture import FIXTURE, HEADS, MEAN, NET_RATES, STD, STEPS
 from safetensors.torch import load_file
 
+from hmdc.clustering import kmeans, nearest_distinct
 from hmdc.data import Statistics
 from hmdc.ensemble import ssd_step, train_step
 from hmdc.gbm import GradientBalance
@@ -20,7 +21,6 @@ from hmdc.matching import GradientMatching, respond, target_values
 from hmdc.md import mutual_distillation_loss
 from hmdc.models import Feature, Network, create_model, tap
 from hmdc.pixels import balanced, image_update, magnitudes, pull_back, see
-from hmdc.real import kmeans, nearest_distinct
 from hmdc.recipes import recipe
 from hmdc.ssd import SpatialSemanticDecomposition, shapes
 from hmdc.synthetic import unpack
