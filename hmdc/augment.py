@@ -220,7 +220,7 @@ def apply(
             raise ValueError(f"{op} was drawn for {len(values)} images and the batch has {len(images)}: "
                              "draw with n = 1 (siamese) or with the size of the batch")
     for op, values in draws:
-        values = values.to(images.device, images.dtype if values.is_floating_point() else values.dtype)
+        values = values.to(images.device, images.dtype if values.is_floating_point() else values.dtype, non_blocking=True)
         images = OPERATIONS[op](images, values)
     return images
 
@@ -274,7 +274,7 @@ def cutmix(
                          f"{list(targets.shape)}: F.one_hot(labels, classes).float() makes them of labels")
     if float(torch.rand((), generator=generator)) >= p:
         return images, targets
-    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    partner = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
     return mix(images, targets, partner, _box(images.shape[-1], generator))
 
 # %% ../nbs/02_augment.ipynb #mixed-within

@@ -67,11 +67,11 @@ class Statistics:
             if images.dtype != torch.uint8:
                 raise ValueError(f"images must be uint8 in 0 … 255 or floats in [0,1], not {images.dtype}")
             images = images.float() / 255
-        return (images - self.mean.to(images).view(3, 1, 1)) / self.std.to(images).view(3, 1, 1)
+        return (images - self.mean.to(images, non_blocking=True).view(3, 1, 1)) / self.std.to(images, non_blocking=True).view(3, 1, 1)
 
     def to_pixels(self, images: Tensor) -> Tensor:
         "The inverse of `normalise` for floats; nothing is clamped."
-        return images * self.std.to(images).view(3, 1, 1) + self.mean.to(images).view(3, 1, 1)
+        return images * self.std.to(images, non_blocking=True).view(3, 1, 1) + self.mean.to(images, non_blocking=True).view(3, 1, 1)
 
     def clamp(self, images: Tensor) -> Tensor:
         "Normalised images [...,3,H,W] within what pixels of [0,1] become."

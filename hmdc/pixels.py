@@ -89,7 +89,8 @@ def see(
     """
     synthetic = unpack(stored, recipe.store.factor, recipe.store.align_corners)
     if len(synthetic) > recipe.real.synthetic_batch:
-        synthetic = synthetic[torch.randperm(len(synthetic), generator=generator)[: recipe.real.synthetic_batch]]
+        chosen = torch.randperm(len(synthetic), generator=generator)[: recipe.real.synthetic_batch]
+        synthetic = synthetic[chosen.to(synthetic.device, non_blocking=True)]
     if recipe.motion.space == "pixel":
         synthetic = statistics.normalise(synthetic)
     draws = draw(recipe.real.augment, 1, real.shape[-1], generator)
@@ -184,7 +185,7 @@ class Pixels:
         store = self.recipe.store
         images = torch.cat([unpack(x, store.factor, store.align_corners) for x in self.moved.in_pixels()])
         labels = torch.arange(self.data.num_classes).repeat_interleave(len(images) // self.data.num_classes)
-        targets = F.one_hot(labels, self.data.num_classes).float().to(images.device)
+        targets = F.one_hot(labels, self.data.num_classes).float().to(images.device, non_blocking=True)
         return Batches(images, targets, self.data.statistics, training, generator)
 
     def as_set(self, meta: dict) -> SyntheticSet:

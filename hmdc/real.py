@@ -107,7 +107,7 @@ class Batches:
         t = self.training
         for _ in range(t.epochs if t.on else 0):
             order = torch.randperm(len(self.images), generator=self.generator)[: t.train_images]
-            for part in split_order(order, t.train_batch):
+            for part in split_order(order.to(self.images.device, non_blocking=True), t.train_batch):
                 images, targets = self.statistics.normalise(self.images[part]), self.targets[part]
                 images, mixed = training_batch(images, targets, t.train_augment, t.cutmix, self.generator, t.mixed_cutout)
                 yield images, targets, mixed
@@ -137,7 +137,7 @@ class Pool:
             network = ensemble.networks[inner // self.real.refresh_every % len(ensemble.networks)]
             features = [engine.embed(network, images, self.statistics).flatten(1) for images in self.by_class]
             self.indices = representatives(features, self.real.batch, streams["clustering"])
-        return [self.statistics.normalise(p[i]) for p, i in zip(self.by_class, self.indices)]
+        return [self.statistics.normalise(p[i.to(self.device, non_blocking=True)]) for p, i in zip(self.by_class, self.indices)]
 
     def batches(self, training, generator: torch.Generator) -> Batches:
         "A pass over the pool, for the training of networks."

@@ -137,14 +137,13 @@ class Progress:
         self.folder, self.inner, self.saved = folder, inner, time.perf_counter()  # steps in an outer iteration
         self.done, self.written, self.seconds, self.rows = 0, 0, 0.0, []
 
-    def advance(self, seconds: float, living: dict) -> None:
-        "A step more, which took some seconds; when it is time, what lives is saved."
+    def advance(self, seconds: float) -> bool:
+        "A step more, which took some seconds; whether it is time to save what lives."
         self.done, self.seconds = self.done + 1, self.seconds + seconds
-        if time.perf_counter() - self.saved >= self.save_every:
-            self.save(living)
-            self.saved = time.perf_counter()
+        return time.perf_counter() - self.saved >= self.save_every
 
     def save(self, living: dict) -> None:
+        self.saved = time.perf_counter()
         states = {name: each.state_dict() for name, each in living.items()}
         state = {"done": self.done, "seconds": self.seconds, "living": states}
         self.folder.keep_state(state, self.rows, divmod(self.written, self.inner))
@@ -176,7 +175,7 @@ class Run:
 
     def __init__(self, folder: RunFolder, recipe: Recipe, data: ImageData, seed: int, progress: bool):
         self.folder, self.recipe, self.data, self.seed, self.shows = folder, recipe, data, seed, progress
-        self.progress = Progress(folder, recipe.length.inner)
+        self.progress, self.noted = Progress(folder, recipe.length.inner), []  # what steps said and nobody has read yet
 
     @classmethod
     def open(cls, out: str | Path | None, recipe: Recipe, data: ImageData, seed: int, progress: bool) -> "Run":
@@ -198,7 +197,9 @@ class Run:
         for done in tqdm(range(at.done, total), self.recipe.name, total, initial=at.done, disable=not self.shows):
             begun = time.perf_counter()
             yield divmod(done, at.inner)
-            at.advance(time.perf_counter() - begun, living)
+            if at.advance(time.perf_counter() - begun):
+                self.read()
+                at.save(living)
             self.snapshot(living["pixels"])
 
     def snapshot(self, pixels) -> None:
@@ -207,8 +208,17 @@ class Run:
             self.folder.keep_set(pixels.as_set(self.meta()), f"snapshots/outer-{outer:05d}.safetensors")
 
     def note(self, outer: int, inner: int, targets: list[Target], told: dict[str, torch.Tensor]) -> None:
+        "Take down what a step has to say. To read it waits for the device: on a GPU once in an outer iteration, or to save."
+        self.noted.append(((outer, inner), targets, told))
+        if told["loss"].device.type == "cpu" or inner == self.recipe.length.inner - 1:
+            self.read()
+
+    def read(self) -> None:
+        "Rows of history of what was noted. Raises: FloatingPointError where a loss is not finite, naming the first."
+        noted, self.noted = self.noted, []
         with keeping(self.folder, lambda: self.living["pixels"].as_set(self.meta())):
-            self.progress.rows += history_rows((outer, inner), targets, told)
+            for each in noted:
+                self.progress.rows += history_rows(*each)
 
     def meta(self) -> dict:
         return run_settings(self.recipe, self.data, self.seed) | {
