@@ -26,7 +26,7 @@ from .trainer import condense
 def candidates(member: Member, start: str) -> list[Rate]:
     "The rates that are tried for a network."
     if start == "scratch" and member.model != "convnet3":
-        return [Rate("adamw", lr, decay) for lr in (3e-4, 1e-3, 3e-3, 1e-2) for decay in (0.05, 0.5)]
+        return [Rate("adamw", lr, decay) for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2) for decay in (0.05, 0.5)]
     rates = (3e-3, 1e-2, 3e-2, 1e-1) if start == "scratch" else (1e-3, 3e-3, 1e-2, 3e-2)
     return [Rate("sgd", lr, decay) for lr in rates for decay in (5e-4, 5e-3)]
 
