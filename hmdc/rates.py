@@ -43,11 +43,11 @@ def kind_of(network: nn.Module) -> str:
 
 # %% ../nbs/16c_rates.ipynb #tuned
 TUNED = {  # by architecture and start; `make tune` writes data/protocol/rates.csv, which a test holds this to
-    ("convnet3", "scratch"): Rate("sgd", 0.01, 5e-4),
-    ("resnet18_cifar", "scratch"): Rate("adamw", 1e-3, 0.05),
-    ("vit_nano_patch4", "scratch"): Rate("adamw", 1e-3, 0.05),
-    ("resnet18", "file"): Rate("sgd", 1e-3, 5e-4),
-    ("vit_tiny_patch16_224", "file"): Rate("sgd", 1e-3, 5e-4),
+    ("convnet3", "scratch"): Rate("sgd", 0.03, 0.0005),
+    ("resnet18", "file"): Rate("sgd", 0.03, 0.0005),
+    ("resnet18_cifar", "scratch"): Rate("adamw", 0.01, 0.5),
+    ("vit_nano_patch4", "scratch"): Rate("adamw", 0.0001, 0.5),
+    ("vit_tiny_patch16_224", "file"): Rate("sgd", 0.003, 0.005),
 }
 _EXAMPLE = {  # of a kind, whose rate the others of it take
     ("convolutional", "scratch"): "resnet18_cifar",
