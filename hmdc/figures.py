@@ -129,7 +129,7 @@ def wrapped(
     return "\n".join(lines).replace("_ ", "_")
 
 # %% ../nbs/20_figures.ipynb #draw-differences
-_UNCLEAR = "not distinguishable"
+_CLEAR = ("better", "worse")
 
 
 def _draw_differences(ax, part: pd.DataFrame, methods: list[str]) -> None:
@@ -138,7 +138,7 @@ def _draw_differences(ax, part: pd.DataFrame, methods: list[str]) -> None:
     for row in part.itertuples():
         place = methods.index(row.method)
         ax.hlines(place, row.low, row.high, color="0.3", linewidth=2, zorder=2)
-        face = {"markerfacecolor": "white"} if row.verdict == _UNCLEAR else {}
+        face = {} if row.verdict in _CLEAR else {"markerfacecolor": "white"}
         ax.plot(row.difference, place, linestyle="none", zorder=3, **style[row.method] | face)
 
 
@@ -171,7 +171,7 @@ def plot_differences(
     axes[0].set(xlim=(min(ends) - beside, max(ends) + beside), ylim=(len(methods) - 0.5, -1.1))
     axes[0].set_yticks(range(len(methods)), [name(m) for m in methods])
     grey = dict(color="0.5", marker="o", linestyle="none", markersize=8, markeredgecolor="black")
-    legend = [Line2D([], [], label="better or worse", **grey), Line2D([], [], label=_UNCLEAR, **grey, markerfacecolor="white")]
+    legend = [Line2D([], [], label="better or worse", **grey), Line2D([], [], label="not distinguishable", **grey, markerfacecolor="white")]
     n = " to ".join(map(str, sorted({differences["n"].min(), differences["n"].max()})))
     bars = "bars: 95 % intervals of the mean" if differences["low"].notna().any() else "no intervals"
     footer = f"{footer}, n = {n}, {bars}".removeprefix(", ")
