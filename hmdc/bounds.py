@@ -24,8 +24,9 @@ from .evaluation import accuracy
 from .experiment import Experiment
 from .fast_cpu import quicken
 from .models import Member
-from .protocols import tuned, warm_up_cosine
+from .protocols import DIGITS, tuned, warm_up_cosine
 from .provenance import config_hash, plain_settings, provenance, replacing, seeded, stream
+from .rates import rate_of
 from .real import embed, split_order
 from .recipes import recipe
 from .synthetic import SyntheticSet
@@ -39,7 +40,7 @@ def full_data_accuracy(data: ImageData, member: Member, updates: int, device: st
     network = quicken(network) if device == "cpu" else network
     optimizer = tuned(member, network)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_up_cosine(step, updates))
-    steps = ("crop",) if data.name in ("digits", "mnist", "svhn") else ("flip", "crop")
+    steps = ("crop",) if data.name in DIGITS else ("flip", "crop")
     left: list[torch.Tensor] = []
     with seeded(generator):  # dropout, where an architecture has any
         for _ in range(updates):
@@ -73,11 +74,12 @@ def _wanted(experiment: Experiment, full_updates: int) -> Iterator[tuple[dict, C
     "What a bound depends on, and how it is found."
     data, settings = experiment.data, experiment.settings
     for member in settings.models:
-        yield {"bound": "all the data", "model": member, "seed": 0, "updates": full_updates}, \
+        network = member.build(data.num_classes, data.image_size, stream(0, "bounds"))
+        rate = list(rate_of(member, network)[:3])  # one that moves is another result
+        yield {"bound": "all the data", "model": member, "seed": 0, "updates": full_updates, "rate": rate}, \
             lambda m=member: full_data_accuracy(data, m, full_updates, settings.device)
         yield {"bound": "chance", "model": member, "seed": 0}, lambda: chance(data)
-        pretrained = member.build(data.num_classes, data.image_size).weights != "scratch"
-        for seed in settings.seeds.condensations if pretrained else ():
+        for seed in settings.seeds.condensations if network.weights != "scratch" else ():
             drawn = recipe("random", settings.table_ipc, settings.preset)
             yield {"bound": "linear probe", "model": member, "seed": seed, "ipc": settings.table_ipc}, \
                 lambda m=member, r=drawn, s=seed: linear_probe_accuracy(condense(r, data, seed=s, device="cpu", progress=False), data, m, settings.device)

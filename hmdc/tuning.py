@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .data import ImageData, load_dataset
+from .data import ImageData
 from .evaluation import accuracy, training_updates
 from .fast_cpu import quicken
 from .models import Member

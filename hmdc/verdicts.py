@@ -53,7 +53,9 @@ def differences(frame: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame
     tested = [_paired(group) for _, group in paired.groupby(keys, sort=False)["difference"]]
     rows = pd.DataFrame([pd.concat(each) for each in zip(found, tested)]) if found else pd.DataFrame(columns=[*keys, "n", "difference", "low", "high", "p", "smallest"])
     rows = rows.astype({"n": int})
-    return rows.assign(p_holm=_corrected(rows)).pipe(lambda r: r.assign(verdict=[verdict(*v) for v in zip(r.n, r.difference, r.p_holm)]))
+    rows["p_holm"] = _corrected(rows)
+    rows["verdict"] = [verdict(*each) for each in zip(rows["n"], rows["difference"], rows["p_holm"])]
+    return rows
 
 
 def _corrected(rows: pd.DataFrame) -> pd.Series:
