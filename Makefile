@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?=
 DATASET ?= digits
+DEVICE ?= cpu
 WEIGHTS ?=
 
 BIN := $(abspath $(VENV))/bin
@@ -66,9 +67,10 @@ export: setup ## Write the modules from the notebooks, and clean the notebooks
 	@$(ENV) nbdev_export
 	@$(ENV) nbdev_clean
 
-bench: setup ## Measure time, memory and arithmetic of every part, plain and fast, into figures/ (ten minutes on two cores)
-	@$(ENV) python -c 'from hmdc.bench import bench, save; save(bench())'
-	@$(ENV) python -c 'from hmdc.bench import cost, save_cost; save_cost(cost())'
+bench: setup ## Measure every part, plain and fast, on DEVICE (cpu, cuda), into figures/ (ten minutes on two cores, six on a GPU)
+	@for setting in $(if $(filter cuda%,$(DEVICE)),32px paper,cpu-small); do $(ENV) python -c \
+	  "from hmdc.bench import bench, save; save(bench('$$setting', '$(DEVICE)'))" || exit 1; done
+	@if test $(DEVICE) = cpu; then $(ENV) python -c 'from hmdc.bench import cost, save_cost; save_cost(cost(device="cpu"))'; fi
 	@ls figures/bench-* figures/cost-*
 
 tune: setup ## Choose the rates of protocol `corrected` on CIFAR-10, into data/protocol/rates.csv; WEIGHTS: the stand-ins' folder

@@ -15,7 +15,7 @@ def _kmeans_plus_plus(features: torch.Tensor, k: int, generator: torch.Generator
     n_classes, n, _ = features.shape
     draws = [(torch.randint(n, (), generator=generator), torch.rand(k - 1, generator=generator, dtype=torch.double))
              for _ in range(n_classes)]
-    first, rest = (torch.stack(part).to(features.device) for part in zip(*draws))
+    first, rest = (torch.stack(part).to(features.device, non_blocking=True) for part in zip(*draws))
     every, chosen = torch.arange(n_classes, device=features.device), [first]
     nearest = features.new_full((n_classes, n), float("inf"))
     for drawn in rest.T:
@@ -37,15 +37,15 @@ def kmeans(features: torch.Tensor, k: int, generator: torch.Generator | None = N
     if start is None:
         start = _kmeans_plus_plus(features.view(-1, *features.shape[-2:]), k, generator).view(*features.shape[:-2], k, -1)
     centroids, labels = start, torch.cdist(features, start).argmin(-1)
-    patience = 1 if features.device.type == "cpu" else 10  # a look at the labels waits for the device
-    for done in range(1, iterations + 1):
+    for _ in range(iterations):
         # mu_j = mean of the features with label j
         members = F.one_hot(labels, k).to(features.dtype)
         counts = members.sum(-2).unsqueeze(-1)
         centroids = torch.where(counts > 0, members.mT @ features / counts.clamp(min=1), centroids)
         # a_i = argmin_j |z_i - mu_j|
         previous, labels = labels, torch.cdist(features, centroids).argmin(-1)
-        if done % patience == 0 and torch.equal(labels, previous):
+        # A look at the labels would wait for a GPU; steps after the last that moves change nothing.
+        if features.device.type == "cpu" and torch.equal(labels, previous):
             break
     return labels, centroids
 
@@ -57,14 +57,11 @@ def nearest_distinct(features: torch.Tensor, centroids: torch.Tensor) -> torch.T
     or those of every class.
     """
     distances = torch.cdist(centroids, features)
-    indices = distances.argmin(-1)
-    rows, found = distances.view(-1, *distances.shape[-2:]), indices.view(-1, indices.shape[-1])
-    twice = (found.sort(-1).values.diff(dim=-1) == 0).any(-1).tolist()
-    for c in (c for c, again in enumerate(twice) if again):
-        for i, row in enumerate(rows[c]):
-            row[found[c, :i]] = float("inf")
-            found[c, i] = row.argmin()
-    return indices
+    taken, found = torch.zeros_like(distances[..., 0, :], dtype=torch.bool), []
+    for row in distances.unbind(-2):
+        found.append(row.masked_fill(taken, float("inf")).argmin(-1, keepdim=True))
+        taken.scatter_(-1, found[-1], True)
+    return torch.cat(found, -1)
 
 # %% ../nbs/04b_clustering.ipynb #cluster-representatives
 def cluster_representatives(features: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:

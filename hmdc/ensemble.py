@@ -144,7 +144,8 @@ class Ensemble:
         self.networks = [n.to(device).eval() for n in self._networks(torch.Generator())]
         self.optimizers = [_optimizer(*each, recipe.training) for each in zip(recipe.members, self.networks)]
         self.alignment = Alignment(self.networks, data.image_size, recipe.training)
-        self.pairs, self.accuracy = self.alignment.pairs, [0.0] * len(self.networks)  # of training, in percent
+        self.pairs = self.alignment.pairs
+        self.accuracy = torch.zeros(len(self.networks), device=device)  # of training, in percent
         self.lifecycle = lifecycle(recipe, self.networks, data.fingerprint)
         self._living = [*self.networks, *self.optimizers, *self.pairs.values(), *self.alignment.optimizers.values()]
 
@@ -162,7 +163,7 @@ class Ensemble:
             set_norms(network, self.norm_images)
             optimizer.state.clear()
         self.alignment.restart(generator)
-        self.accuracy = [0.0] * len(self.networks)
+        self.accuracy.zero_()
 
     def train_step(self, images: torch.Tensor, targets: torch.Tensor, mixed: tuple | None) -> tuple:
         "As the function of this name, with mutual distillation where the recipe has it."
@@ -175,4 +176,4 @@ class Ensemble:
     def load_state_dict(self, state: dict) -> None:
         for each, values in zip(self._living, state["values"]):
             each.load_state_dict(values)
-        self.accuracy = state["accuracy"]
+        self.accuracy.copy_(state["accuracy"])

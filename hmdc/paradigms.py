@@ -74,13 +74,13 @@ class ClassMeans:
 
     def statistic(self, seen: Response) -> list[torch.Tensor]:
         flat = seen.taps[self.member][1][-1].spatial.flatten(1)
-        classes = F.one_hot(seen.labels).to(flat.dtype)
-        means = classes.T @ flat / classes.sum(0).unsqueeze(1)
-        return [flat, seen.labels, means]
+        classes = F.one_hot(seen.labels, seen.taps[self.member][0].shape[1]).to(flat.dtype)
+        return [flat, seen.labels, classes.T @ flat, classes.sum(0)]
 
     def distance(self, real: list[torch.Tensor], synthetic: list[torch.Tensor]) -> torch.Tensor:
-        (features, labels, _), (_, _, means) = real, synthetic
-        return self.weight * F.cross_entropy(features @ means.T, labels, reduction="sum")
+        (features, labels, *_), (_, _, sums, counts) = real, synthetic
+        logits = features @ (sums / counts.clamp(min=1).unsqueeze(1)).T
+        return self.weight * F.cross_entropy(logits.masked_fill(counts == 0, -torch.inf), labels, reduction="sum")
 
 # %% ../nbs/06b_paradigms.ipynb #discrimination
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class Discrimination:
 class Recognition:
     """A target: cross-entropy of the synthetic images, times a weight and the network's training accuracy (IDM).
 
-    accuracy: gives the percentage, as the network stands. Nothing of the real images is compared.
+    accuracy: gives the percentage, a scalar, as the network stands. Nothing of the real images is compared.
     """
 
     name: str
     member: int
     weight: float
-    accuracy: Callable[[], float]
+    accuracy: Callable[[], torch.Tensor]
     kind = "recognition"
     scope = "class"
     learned = ()
@@ -146,6 +146,7 @@ def student_steps(network: Network, goal: Goal, images: torch.Tensor, labels: to
     """
     theta = {name: value.detach().requires_grad_() for name, value in goal.start.items()}
     for indices, draws in goal.batches:
+        indices = indices.to(images.device, non_blocking=True)
         logits = functional_call(network, theta, (apply(images[indices], draws),))
         slopes = torch.autograd.grad(F.cross_entropy(logits, labels[indices]), list(theta.values()), create_graph=True)
         # θ ← θ − α ∇_θ L(A(b); θ)

@@ -43,17 +43,18 @@ def image_update(
 def magnitudes(parts: torch.Tensor, of_set: torch.Tensor) -> torch.Tensor:
     """The largest absolute value of every target's gradient, in rows as the balance has them.
 
-    parts: [classes,targets,ipc,3,H,W]. of_set: bool [targets], which see all classes at once: their row is the last.
+    parts: [classes,targets,ipc,3,H,W]. of_set: bool [targets], on the CPU, which see all classes at once: their
+    row is the last.
     Returns [rows,targets], infinity where a target does not see a row.
     """
     found = parts.abs().flatten(2).amax(2)
     if of_set.any():
         found = torch.cat([found, found.amax(0, keepdim=True)])
-    return found.masked_fill(~seen_rows(len(parts), of_set), float("inf"))
+    return found.masked_fill(~seen_rows(len(parts), of_set).to(found.device, non_blocking=True), float("inf"))
 
 # %% ../nbs/12_pixels.ipynb #seen-rows
 def seen_rows(n_classes: int, of_set: torch.Tensor) -> torch.Tensor:
-    "Which target sees which row: bool [rows,targets]; a row for each class, and one for the set where it is seen."
+    "Which target sees which row: bool [rows,targets], on the CPU; a row for each class, and one for the set where it is seen."
     rows = (~of_set).expand(n_classes, -1)
     return torch.cat([rows, of_set.unsqueeze(0)]) if of_set.any() else rows
 
@@ -64,7 +65,7 @@ def balanced(parts: torch.Tensor, weights: torch.Tensor, of_set: torch.Tensor) -
     parts: [classes,targets,ipc,3,H,W]. weights: [rows,targets]. of_set: as for `magnitudes`.
     """
     # ∇L = ∇𝐋 · min(A) A^R
-    factors = torch.where(of_set, weights[-1:], weights[: len(parts)])
+    factors = torch.where(of_set.to(weights.device, non_blocking=True), weights[-1:], weights[: len(parts)])
     return torch.einsum("ct,ct...->c...", factors.to(parts), parts)
 
 # %% ../nbs/12_pixels.ipynb #pull-back

@@ -154,7 +154,7 @@ def _noise(store: Store, pool: Pool, generator: torch.Generator) -> torch.Tensor
     "Normal noise with the mean and deviation of the data, clamped."
     size = pool.images.shape[-1]
     noise = torch.randn(len(pool.by_class), store.ipc, 3, size, size, generator=generator)
-    return pool.statistics.to_pixels(noise).clamp(0, 1)
+    return pool.statistics.to_pixels(noise.to(pool.device)).clamp(0, 1)
 
 # %% ../nbs/05_real.ipynb #initial-images
 def initial_images(store: Store, pool: Pool, generator: torch.Generator) -> torch.Tensor:

@@ -66,9 +66,9 @@ def history_rows(at: tuple[int, int], targets: list[Target], told: dict[str, tor
     at: outer and inner. told: "loss", "magnitude" and "weight" [rows,targets], and "semantic_distance".
     Raises: FloatingPointError where a loss is not finite, naming step and target.
     """
-    of_set = torch.tensor([target.scope == "set" for target in targets], device=told["loss"].device)
+    of_set = torch.tensor([target.scope == "set" for target in targets])
     seen = seen_rows(len(told["loss"]) - int(of_set.any()), of_set)
-    means = (told[name].where(seen, 0).sum(0) / seen.sum(0) for name in COLUMNS[3:6])
+    means = (told[name].cpu().where(seen, 0).sum(0) / seen.sum(0) for name in COLUMNS[3:6])
     rows = [(*at, t.name, *each, float(told["semantic_distance"])) for t, *each in zip(targets, *(m.tolist() for m in means))]
     if broken := [row[2] for row in rows if not math.isfinite(row[3])]:
         raise FloatingPointError(f"the loss of {', '.join(broken)}, or its gradient, is not finite at outer step {at[0]}, inner step {at[1]}: "
