@@ -45,8 +45,7 @@ def accuracy(network: Network, images: torch.Tensor, labels: torch.Tensor, stati
 # %% ../nbs/17_evaluation.ipynb #updates-per-epoch
 def updates_per_epoch(syn: SyntheticSet, protocol: Protocol) -> int:
     "Batches in which a set is seen once."
-    n = len(syn.classes) * syn.images.shape[1] * syn.factor**2
-    return len(split_order(torch.arange(n), protocol.batch))
+    return len(split_order(torch.arange(syn.n_images), protocol.batch))
 
 # %% ../nbs/17_evaluation.ipynb #training-updates
 def training_updates(network: Network, syn: SyntheticSet, protocol: Protocol, optimizer: torch.optim.Optimizer,
@@ -57,7 +56,8 @@ def training_updates(network: Network, syn: SyntheticSet, protocol: Protocol, op
     """
     device = next(network.parameters()).device
     images, labels = (t.to(device) for t in syn.unpack())
-    images, targets = syn.statistics.normalise(images), F.one_hot(labels, len(syn.classes)).float()
+    images = syn.statistics.normalise(images)
+    targets = labels.to(images.dtype) if labels.is_floating_point() else F.one_hot(labels, len(syn.classes)).float()
     total, _ = steps_and_looks(protocol, updates_per_epoch(syn, protocol))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: protocol.rate(step, total))
     augment, cutmix = steps_of(protocol, syn.meta.get("dataset")), 0.0 if network.is_vit else protocol.cutmix
@@ -85,7 +85,7 @@ def _check_models(members: list[Member], num_classes: int, image_size: int, prot
     "Try models with the smallest batch that they will train on; `syn` is None: not made yet. Raises: ValueError, OSError."
     for member in members:
         check_member(member, taps=False)
-    n = protocol.batch if syn is None else len(syn.classes) * syn.images.shape[1] * syn.factor**2
+    n = protocol.batch if syn is None else syn.n_images
     batch = min(len(part) for part in split_order(torch.arange(n), protocol.batch))
     for member in members:
         try_member(member, num_classes, image_size, False, min(batch, 4), protocol.mode == "train")

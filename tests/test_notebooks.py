@@ -27,6 +27,7 @@ PLAIN_KERNEL = {"display_name": "python3", "language": "python", "name": "python
 LARGEST_NOTEBOOK = 400_000  # bytes: it is read on the web
 MOST_PARAMETERS = 12
 LONGEST_CELL = 45  # lines of an exported cell
+LONGER_CELLS = {("04_synthetic", "set"): 56}  # a class is one cell, and this one is what users hold in their hands
 MEDIAN_CELL = 12
 
 UNWANTED = {  # in the text of outputs
@@ -157,8 +158,8 @@ def parameters(path: Path) -> list[str]:
 
 def short_cells(path: Path) -> list[str]:
     """An exported cell can be taken in at one look."""
-    long = {i: n for i, n in exported(path).items() if n > LONGEST_CELL}
-    return [f"{i} has {n} lines, at most {LONGEST_CELL} are allowed" for i, n in long.items()]
+    found = {i: (n, LONGER_CELLS.get((path.stem, i), LONGEST_CELL)) for i, n in exported(path).items()}
+    return [f"{i} has {n} lines, at most {most} are allowed" for i, (n, most) in found.items() if n > most]
 
 
 CHECKS: dict[Callable[[Path], list[str]], tuple[str, ...]] = {  # and the kinds that they hold for
