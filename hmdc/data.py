@@ -20,9 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
-from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from .image_files import folder_files, kept_images, resize
 from .provenance import check_seed
@@ -210,6 +209,7 @@ def _balanced(data: ImageData, n: int) -> dict[str, Tensor]:
 # %% ../nbs/01_data.ipynb #digits-set
 def _digits(image_size: int | None) -> ImageData:
     "scikit-learn's digits in three equal channels, at 16 px unless told otherwise."
+    from sklearn.datasets import load_digits
     bunch = load_digits()
     images = torch.from_numpy((bunch.images * 255 / 16).round().astype(np.uint8))[:, None].expand(-1, 3, -1, -1)
     images, labels = resize(images, image_size or 16).contiguous(), torch.from_numpy(bunch.target).long()
@@ -232,14 +232,20 @@ _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "m
 DATASETS = ("digits", *_TORCHVISION)  # the names that load_dataset knows
 
 
+def _source(name: str) -> type:
+    "torchvision's class of a set. It is loaded when it is used: it takes as long as torch itself."
+    from torchvision import datasets
+    return getattr(datasets, _TORCHVISION[name])
+
+
 def _open_torchvision(name: str, root: Path, download: bool) -> list:
     "torchvision's train and test sets called `name`, which it stores under `root`."
-    source = getattr(torchvision.datasets, _TORCHVISION[name])
+    source = _source(name)
     return [source(str(root), download=download, **({"split": part} if name == "svhn" else {"train": part == "train"}))
             for part in ("train", "test")]
 
 
-def _as_tensors(part: torchvision.datasets.VisionDataset) -> tuple[Tensor, Tensor]:  # [N,3,H,H] uint8, [N] int64
+def _as_tensors(part: Dataset) -> tuple[Tensor, Tensor]:  # [N,3,H,H] uint8, [N] int64
     "The images and labels of one of torchvision's sets."
     images = torch.as_tensor(part.data)
     if images.ndim == 3:  # MNIST: [N,H,W] grey
@@ -255,7 +261,7 @@ def _unreachable(
     timeout: float = 5,  # seconds
 ) -> str:  # why, or nothing where a server answers
     "Why none of the servers that hold a set can be reached."
-    source, reason = getattr(torchvision.datasets, _TORCHVISION[name]), ""
+    source, reason = _source(name), ""
     address = source.split_list["train"][0] if name == "svhn" else getattr(source, "url", None)
     for address in getattr(source, "mirrors", [address]):
         try:

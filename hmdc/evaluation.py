@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
 from .augment import training_batch
 from .data import ImageData, Statistics, check_data
 from .fast_cpu import quicken
 from .models import Member, Network, as_member
+from .progress import bar
 from .protocols import Protocol, protocol_named, steps_and_looks, steps_of, tuned
 from .provenance import check_seed, seeded, stream
 from .rates import rate_of
@@ -204,5 +204,5 @@ def evaluate(
     runs = [(member, seed) for member in members for seed in seeds]
     return pd.DataFrame(
         _evaluate_one(syn, data, member, seed, rule, device)
-        for member, seed in tqdm(runs, desc="evaluate", disable=not progress)
+        for member, seed in bar("evaluate", runs, 0, len(runs), progress)
     )

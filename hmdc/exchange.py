@@ -96,7 +96,7 @@ def load_safely(path: Path) -> object:
 def _grey(mean: float, std: float) -> tuple:
     return (mean,) * 3, (std,) * 3
 
-
+# %% ../nbs/22_exchange.ipynb #statistics-table
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 STATISTICS: dict[str, dict[str, tuple]] = {  # dataset -> producer ("": all others) -> mean and std
@@ -121,7 +121,7 @@ _CLASSES = {
 _NAMED = {r"cifar-?_?100": "cifar100", r"cifar-?_?10(?!0)": "cifar10", r"tiny": "tiny", r"svhn": "svhn", r"fashion": "fashion_mnist",
           r"(?<!fashion)[-_]?mnist": "mnist", r"image(net|nette|woof)": "imagenet"}
 
-
+# %% ../nbs/22_exchange.ipynb #named-in-2
 def named_in(path: Path) -> str | None:
     "The dataset that the names of a file and the three folders around it tell, None where they tell none or several."
     text = "/".join(path.absolute().parts[-4:]).lower()
@@ -178,7 +178,7 @@ def _beside(path: Path) -> Path:
                                 "with their labels to `SyntheticSet.of`")
     return labels
 
-
+# %% ../nbs/22_exchange.ipynb #of-mtt-parts
 def _parts(path: Path) -> list[Path]:
     "The files of a set that was published in parts, images_best_0.pt and on; else the file itself."
     found = re.fullmatch(r"(.*images_best_)\d+(\.pt)", path.name)

@@ -20,7 +20,6 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.transforms.functional import center_crop
 
 from .provenance import config_hash, replacing
 
@@ -34,6 +33,7 @@ def resize(
     if images.shape[-2:] == (image_size, image_size):
         return images
     if fit == "crop":
+        from torchvision.transforms.functional import center_crop  # loaded when it is used: it takes as long as torch itself
         images = center_crop(images, [min(images.shape[-2:])])
     # In floats, a thousand images at a time: torch's own uint8 kernel fails on some shapes.
     return torch.cat([F.interpolate(some.float(), (image_size, image_size), mode="bilinear", antialias=True)

@@ -107,6 +107,7 @@ PROTOCOLS = {
     "released": Protocol(name="released", epochs=2000, batch=128, mode="eval", optimizer=released_sgd, rate=constant,
                          best_test=True, augment="hmdc_released", flips_digits=True, mixed_cutout=True),
     "idc": Protocol(name="idc", epochs=1000, optimizer=idc_sgd, rate=two_steps),
+    "plain": Protocol(name="plain", updates=7000, augment="none", cutmix=0.0),
 }
 
 

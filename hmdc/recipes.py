@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'convnet_member', 'vit_member', 'hmdc', 'hmdc_bf16', 'two_models', 'two_models_gbm', 'two_models_md',
            'hmdc_md_training', 'hmdc_md_images', 'hmdc_features', 'hmdc_trajectories', 'two_models_released',
-           'hmdc_released', 'recipe', 'evaluated_members']
+           'hmdc_released', 'recipe', 'recipe_from', 'evaluated_members']
 
 # %% ../nbs/10_recipes.ipynb #imports
 import dataclasses
@@ -14,8 +14,9 @@ from .baselines import METHODS, Size, dm, method, mtt
 from .matching import Gradients
 from .md import Distillation
 from .models import Member, as_member
-from .real import Store
-from .settings import Ages, Experts, Recipe
+from .paradigms import CrossEntropy, Discrimination, Features, Trajectories
+from .real import Real, Store
+from .settings import Ages, Experts, Length, Motion, Recipe, Training
 
 # %% ../nbs/10_recipes.ipynb #members
 PRESETS = ("paper", "budget", "quick", "smoke")
@@ -169,6 +170,27 @@ def recipe(name: str, ipc: int = 10, preset: str = "paper", weights: str | None 
     weights = weights or ("imagenet" if preset == "paper" else "scratch")
     size = Size(ipc, convnet_member(preset), vit_member(preset, weights), dataset)
     return _scaled(METHODS[name](size), preset).replace(**changes)
+
+# %% ../nbs/10_recipes.ipynb #recipe-from
+_PARTS = {part.__name__: part for part in (
+    Ages, CrossEntropy, Discrimination, Distillation, Experts, Features, Gradients, Length, Member, Motion, Real, Recipe, Store,
+    Training, Trajectories)}
+
+
+def recipe_from(plain: dict) -> Recipe:
+    "The recipe that `plain_settings` has written down. Raises: ValueError where this version does not have what it names."
+
+    def built(value: object) -> object:
+        if isinstance(value, list):
+            return tuple(map(built, value))
+        if isinstance(value, dict):
+            return _PARTS[value["is"]](**{name: built(each) for name, each in value.items() if name != "is"})
+        return value
+
+    try:
+        return built(plain)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the recipe is of another version of hmdc: {error}") from None
 
 # %% ../nbs/10_recipes.ipynb #evaluated-members
 _PAPER_MODELS = (

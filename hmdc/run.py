@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from .data import ImageData
 from .matching import Target
 from .pixels import seen_rows
+from .progress import Telling
 from .provenance import config_hash, plain_settings, provenance, replacing
 from .settings import Recipe
 from .synthetic import SyntheticSet
@@ -151,18 +151,18 @@ class Progress:
         self.done, self.written, self.seconds = 0, 0, 0.0
         self.rows, self.noted = [], []  # of history; what steps said and nobody has read yet
 
-    def note(self, at: tuple[int, int], targets: list[Target], told: dict[str, torch.Tensor]) -> None:
-        "Take down what a step has to say. To read it waits for the device: on a GPU once in an outer iteration, or to save."
+    def note(self, at: tuple[int, int], targets: list[Target], told: dict[str, torch.Tensor]) -> list[tuple]:
+        "Take down what a step says; rows that were read: on a GPU, where reading waits, once in an outer iteration or to save."
         self.noted.append((at, targets, told))
-        if told["loss"].device.type == "cpu" or at[1] == self.inner - 1:
-            self.read()
+        return self.read() if told["loss"].device.type == "cpu" or at[1] == self.inner - 1 else []
 
-    def read(self) -> None:
+    def read(self) -> list[tuple]:
         "Rows of what was noted. Raises: FloatingPointError where a loss is not finite, naming the first."
-        noted, self.noted = self.noted, []
+        noted, self.noted, before = self.noted, [], len(self.rows)
         with keeping(self.folder, self.last):
             for each in noted:
                 self.rows += history_rows(*each)
+        return self.rows[before:]
 
     def advance(self, seconds: float, living: dict) -> None:
         "A step more, which took some seconds; when it is time, what lives is saved."
@@ -189,10 +189,10 @@ class Progress:
 # %% ../nbs/15_run.ipynb #run
 class Run:
     "One condensation: its steps, what they have to say, and what is kept of it."
-
     def __init__(self, folder: RunFolder, recipe: Recipe, data: ImageData, seed: int, progress: bool):
-        self.folder, self.recipe, self.data, self.seed, self.shows = folder, recipe, data, seed, progress
+        self.folder, self.recipe, self.data, self.seed = folder, recipe, data, seed
         self.progress = Progress(folder, recipe.length.inner, lambda: self.living["pixels"].as_set(self.meta()))
+        self.telling = Telling(recipe.name, folder.path, recipe.length.inner, progress)
 
     @classmethod
     def open(cls, out: str | Path | None, recipe: Recipe, data: ImageData, seed: int, progress: bool) -> "Run":
@@ -211,7 +211,7 @@ class Run:
         at, total, self.living = self.progress, self.recipe.length.outer * self.recipe.length.inner, living
         at.restore(living)
         self.snapshot(living["pixels"])
-        for done in tqdm(range(at.done, total), self.recipe.name, total, initial=at.done, disable=not self.shows):
+        for done in self.telling.steps(at.done, total):
             begun = time.perf_counter()
             yield divmod(done, at.inner)
             at.advance(time.perf_counter() - begun, living)
@@ -220,10 +220,11 @@ class Run:
     def snapshot(self, pixels) -> None:
         outer, inner = divmod(self.progress.done, self.recipe.length.inner)
         if inner == 0 and outer in self.recipe.length.kept:
-            self.folder.keep_set(pixels.as_set(self.meta()), f"snapshots/outer-{outer:05d}.safetensors")
+            self.folder.keep_set(syn := pixels.as_set(self.meta()), f"snapshots/outer-{outer:05d}.safetensors")
+            self.telling.images(outer, syn.images)
 
     def note(self, outer: int, inner: int, targets: list[Target], told: dict[str, torch.Tensor]) -> None:
-        self.progress.note((outer, inner), targets, told)
+        self.telling.rows(self.progress.note((outer, inner), targets, told))
 
     def meta(self) -> dict:
         return run_settings(self.recipe, self.data, self.seed) | {

@@ -18,8 +18,6 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 from .data import Statistics
 from .provenance import replacing
@@ -166,7 +164,7 @@ def _read(path: str | Path) -> dict:
 # %% ../nbs/04_synthetic.ipynb #pictures
 def _picture(image: torch.Tensor) -> Image.Image:
     "An image [3,H,W] in [0,1] at the nearest of 256 levels."
-    return to_pil_image((255 * image.clamp(0, 1)).round().byte())
+    return Image.fromarray((255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy())
 
 # %% ../nbs/04_synthetic.ipynb #write-pictures
 def _write_pictures(syn: "SyntheticSet", root: Path) -> None:
@@ -273,6 +271,7 @@ class SyntheticSet:
         _write_pictures(self, Path(path))
     def grid(self) -> Image.Image:
         "The stored images, a row for each class where they have rows."
+        from torchvision.utils import make_grid  # loaded when it is used: it takes as long as torch itself
         rows = self.images.shape[1] if self.images.ndim == 5 else 10
         return _picture(make_grid(self.images.flatten(0, -4), nrow=rows, padding=1))
 

@@ -102,27 +102,22 @@ def _published_as(method: str) -> str | None:
     return method.removesuffix("_released") if method.endswith("_released") else None
 
 
-def _paper_file(
-    name: str,  # "table1" or "table2"
-    starts: Iterable[Path],  # folders and files to walk up from
-) -> Path:
-    "The published numbers of a table. Raises: ValueError, FileNotFoundError."
+def _paper_file(name: str, package: Path) -> Path:
+    "The published numbers of a table, which lie in the package, or beside it in a clone. Raises: ValueError, FileNotFoundError."
     if name not in ("table1", "table2"):
         raise ValueError(f"unknown table {name!r}: table1 and table2 of the paper are served")
-    for folder in (f for start in starts for f in (start, *start.parents)):
-        file = folder / "data" / "paper" / f"{name}.csv"
-        if (folder / "settings.ini").is_file() and file.is_file():
-            return file
-    raise FileNotFoundError(f"data/paper/{name}.csv is in no folder above this one: the paper's numbers are part of "
-                            "the hmdc repository, not of the installed package; run the comparison inside a clone")
+    for folder in (package / "paper", package.parent / "data" / "paper"):
+        if (folder / f"{name}.csv").is_file():
+            return folder / f"{name}.csv"
+    raise FileNotFoundError(f"the paper's numbers, {name}.csv, are not in {package}: install hmdc again")
 
 
 def _paper(name: str, models: Iterable[str]) -> pd.DataFrame:
     "published, model, paper: the published numbers, the average only if `models` are the paper's seven."
-    starts = [Path.cwd(), *(Path(s.origin).resolve() for s in [find_spec("hmdc")] if s and s.origin)]
-    published = pd.read_csv(_paper_file(name, starts)).rename(columns={"accuracy": "paper", "method": "published"})
+    package = Path(find_spec("hmdc").origin).resolve().parent
+    published = pd.read_csv(_paper_file(name, package)).rename(columns={"accuracy": "paper", "method": "published"})
     published = published[["published", "model", "paper"]]
-    seven = set(pd.read_csv(_paper_file("table1", starts))["model"]) - {AVERAGE}
+    seven = set(pd.read_csv(_paper_file("table1", package))["model"]) - {AVERAGE}
     return published if set(models) == seven else published[published["model"] != AVERAGE]
 
 # %% ../nbs/18c_verdicts.ipynb #reproduced

@@ -259,7 +259,7 @@ def test_a_weights_file_that_cannot_be_read(idle, tmp_path, syn, content):
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("changes, match", [
-    ({"protocol": "fair"}, "unknown protocol 'fair': corrected, released, idc are served"),
+    ({"protocol": "fair"}, "unknown protocol 'fair': corrected, released, idc, plain are served"),
     ({"models": ["convnet3", "resnet81"]}, "unknown model 'resnet81'; near names"),
     ({"models": []}, "nothing to evaluate: at least one model and one seed"),
     ({"seeds": []}, "nothing to evaluate: at least one model and one seed"),

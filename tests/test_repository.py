@@ -63,7 +63,8 @@ def test_environment_yml_has_the_requirements_of_settings_ini():
 
 @each(MODULES)
 def test_module_imports_only_what_is_required(path: Path):
-    required = {re.split(r"[<>=!~\[]", item)[0].lower() for item in settings()["requirements"].split()}
+    lists = ["requirements", "track_requirements", "export_requirements"]  # the last two are loaded within functions
+    required = {re.split(r"[<>=!~\[]", item)[0].lower() for name in lists for item in settings()[name].split()}
     distributions = packages_distributions()
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
