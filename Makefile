@@ -88,7 +88,7 @@ wheel: setup ## Build the wheel and the source archive into dist/
 	@ls dist
 
 lab: setup ## Open the notebooks in JupyterLab
-	@$(ENV) jupyter lab --notebook-dir nbs
+	@$(ENV) jupyter lab --notebook-dir nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 clean: ## Remove caches and build artefacts; .venv, data, runs and figures stay
 	@rm -rf build dist *.egg-info .pytest_cache

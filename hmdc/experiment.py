@@ -247,6 +247,12 @@ def _run_in_worker(run: PlannedRun) -> str:
     return _run_one(_of_worker, run)
 
 # %% ../nbs/19_experiment.ipynb #run
+def _time_left(begun: float, done: int, total: int) -> str:
+    "How many runs are done, and about how long the others take, if they are like these."
+    left = (time.perf_counter() - begun) / done * (total - done)
+    return f" ({done} of {total} runs" + (f", about {left / 60:.0f} min left)" if left > 30 else ")")
+
+
 def run(experiment: Experiment, say=print) -> None:
     "Do what is left of an experiment, experts first; `say` gets a line for every run."
     left = tuple(r for r in experiment.runs if open_results(experiment, r))
@@ -255,16 +261,17 @@ def run(experiment: Experiment, say=print) -> None:
     for wanted in {experiment.recipe(r) for r in left}:
         if isinstance(wanted.length.fresh, Experts):
             train_experts(wanted, experiment.data, experiment.settings.device, say)
+    begun = time.perf_counter()
     if experiment.settings.device != "cpu":
-        for each in left:
-            say(_run_one(experiment, each))
+        for done, each in enumerate(left, 1):
+            say(_run_one(experiment, each) + _time_left(begun, done, len(left)))
     elif left:
         workers = min(len(left), cores())
         spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used OpenMP may hang
         with ProcessPoolExecutor(workers, spawn, _start_worker, (experiment.settings, left)) as pool:
             try:
-                for done in as_completed([pool.submit(_run_in_worker, each) for each in left]):
-                    say(done.result())
+                for done, future in enumerate(as_completed([pool.submit(_run_in_worker, each) for each in left]), 1):
+                    say(future.result() + _time_left(begun, done, len(left)))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
