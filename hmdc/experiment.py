@@ -10,6 +10,7 @@ __all__ = ['PlannedRun', 'table_runs', 'figure_runs', 'Experiment', 'condensed_f
 import dataclasses
 import json
 import multiprocessing
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from .provenance import config_hash, plain_settings, provenance, replacing
 from .rates import TUNED
 from .recipes import recipe
 from .run import run_settings
+from .saves import end_with_parent
 from .settings import Experts, Recipe
 from .synthetic import SyntheticSet
 from .trainer import condense
@@ -239,6 +241,7 @@ _of_worker: Experiment  # a worker process loads the data once, for all its runs
 
 def _start_worker(settings: Settings, runs: tuple[PlannedRun, ...]) -> None:
     global _of_worker
+    end_with_parent(os.getppid())
     torch.set_num_threads(1)
     _of_worker = Experiment.of(settings, runs)
 

@@ -116,6 +116,9 @@ def replacing(path: str | Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     yield partial
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())  # else a power cut may leave the name without the content
+    partial.chmod(path.parent.stat().st_mode & 0o666)  # some libraries write files that their owner alone can read
     os.replace(partial, path)
 
 # %% ../nbs/00_provenance.ipynb #checked

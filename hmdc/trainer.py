@@ -53,16 +53,17 @@ def condense(recipe: Recipe, data: ImageData, out: str | Path | None = None, see
     balance = balance_for(recipe, targets, data.num_classes, device)
     engine = engine(device, recipe, ensemble, targets)
     living = dict(pixels=pixels, ensemble=ensemble, lifecycle=ensemble.lifecycle, balance=balance, pool=pool, streams=streams)
-    for outer, inner in run.steps(living):                                          # what is left; restores, saves
-        if recipe.length.is_fresh(outer, inner):                                    # line 2: θ ~ P(θ), A ← ε
-            ensemble.refresh(streams["members"])
-            balance.reset()
-        real = pool.choose(inner, ensemble, engine, streams)                        # line 4: x^t of every class
-        sample = inner % recipe.length.sample_every == 0
-        told = pixels.step(real, engine, balance, sample, streams["matching"])      # lines 5–9: x^s ← x^s − η ∇L
-        source = pixels if recipe.training.on == "synthetic" else pool
-        told |= engine.train(ensemble, source.batches(recipe.training, streams["training"]))  # lines 10–11: θ, then SSD
-        if inner == recipe.length.inner - 1:
-            pixels.moved.end_of_outer()                                             # clamp, where the recipe clamps late
-        run.note(outer, inner, targets, told)                                       # history; NaN names step and target
+    with run.working():                                                             # one process; stopped between two steps
+        for outer, inner in run.steps(living):                                      # what is left; restores, saves
+            if recipe.length.is_fresh(outer, inner):                                # line 2: θ ~ P(θ), A ← ε
+                ensemble.refresh(streams["members"])
+                balance.reset()
+            real = pool.choose(inner, ensemble, engine, streams)                    # line 4: x^t of every class
+            sample = inner % recipe.length.sample_every == 0
+            told = pixels.step(real, engine, balance, sample, streams["matching"])  # lines 5–9: x^s ← x^s − η ∇L
+            source = pixels if recipe.training.on == "synthetic" else pool
+            told |= engine.train(ensemble, source.batches(recipe.training, streams["training"]))  # lines 10–11: θ, then SSD
+            if inner == recipe.length.inner - 1:
+                pixels.moved.end_of_outer()                                         # clamp, where the recipe clamps late
+            run.note(outer, inner, targets, told)                                   # history; NaN names step and target
     return run.finish(pixels.as_set(run.meta()))

@@ -340,6 +340,7 @@ def test_a_model_that_diverges_gets_no_accuracy(syn):
         evaluate(syn, DATA, [Member("convnet3", lr=1e30)], [0], length=3, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*is damaged")
 def test_a_damaged_checkpoint_is_named(tmp_path):
     class Stop(Exception):
         pass
@@ -351,7 +352,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             patch.setattr("hmdc.run.Run.snapshot", lambda self, pixels: (_ for _ in ()).throw(Stop) if self.progress.done else None)
             condense(SMOKE, DATA, out=folder, progress=False)
     (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:100])
-    with pytest.raises(ValueError, match="checkpoint.pt is damaged .*: remove it, and the run begins anew"):
+    with pytest.raises(ValueError, match="checkpoint.pt are damaged: remove them, and the run begins anew"):
         condense(SMOKE, DATA, out=folder, progress=False)
 
 

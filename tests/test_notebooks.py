@@ -27,7 +27,7 @@ PLAIN_KERNEL = {"display_name": "python3", "language": "python", "name": "python
 LARGEST_NOTEBOOK = 400_000  # bytes: it is read on the web
 MOST_PARAMETERS = 12
 LONGEST_CELL = 45  # lines of an exported cell
-LONGER_CELLS = {("04_synthetic", "set"): 57}  # a class is one cell, and this one is what users hold in their hands
+LONGER_CELLS = {("04_synthetic", "set"): 57, ("15_run", "run"): 55}  # a class is one cell
 MEDIAN_CELL = 12
 
 UNWANTED = {  # in the text of outputs

@@ -1,0 +1,110 @@
+"""Runs that are killed, stopped and disturbed end in the bits of one that was left alone. KILLS: how often (5; `make torture`: 30)."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmdc.data import ImageData, load_dataset
+from hmdc.recipes import recipe
+from hmdc.run import Progress
+from hmdc.synthetic import SyntheticSet
+from hmdc.trainer import condense
+
+KILLS = int(os.environ.get("KILLS", 5))
+RECIPE = recipe("hmdc", ipc=1, preset="smoke").replace(outer=3, inner=4)
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+
+
+def three() -> ImageData:
+    """Digits 0, 1 and 2."""
+    digits = load_dataset("digits")
+    parts = [part[labels < 3] for images, labels in ((digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels))
+             for part in (images, labels)]
+    return ImageData("three", tuple("012"), *parts)
+
+
+def work(folder: Path) -> None:
+    """Condense, saving after every step."""
+    torch.set_num_threads(1)
+    Progress.save_every = 0.0
+    condense(RECIPE, three(), folder, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Processes that have torch and timm loaded when they start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hmdc.trainer", "hmdc.recipes", "sklearn.datasets", "test_survival"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server, tmp_path_factory) -> tuple[Path, float]:
+    """The folder of a run that was left alone, and the seconds that it took."""
+    folder, times = tmp_path_factory.mktemp("undisturbed"), []
+    for name in ("warm", "run"):
+        begun = time.perf_counter()
+        process = server.Process(target=work, args=(folder / name,))
+        process.start()
+        process.join()
+        times.append(time.perf_counter() - begun)
+        assert process.exitcode == 0
+    return folder / "run", times[-1]
+
+
+def same(ours: Path, theirs: Path) -> bool:
+    """Images and history to the bit."""
+    sets = [SyntheticSet.load(folder / "synthetic.safetensors") for folder in (ours, theirs)]
+    histories = [(folder / "history.csv").read_text() for folder in (ours, theirs)]
+    return torch.equal(*(syn.images for syn in sets)) and histories[0] == histories[1]
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_bits(server, undisturbed, tmp_path):
+    folder, draw = tmp_path / "run", random.Random(0)
+    kills = 0
+    for _ in range(10 * KILLS):
+        process = server.Process(target=work, args=(folder,))
+        process.start()
+        process.join(draw.uniform(0.1, 0.9) * undisturbed[1] if kills < KILLS else None)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills += 1
+        elif kills == KILLS:
+            break
+        elif (folder / "synthetic.safetensors").is_file():  # too quick for us: begin anew, and keep counting
+            assert same(folder, undisturbed[0])
+            folder = tmp_path / f"run{kills}"
+    assert kills == KILLS and process.exitcode == 0
+    assert same(folder, undisturbed[0])
+    assert not list(folder.glob("*checkpoint*")) and not list(folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_answered_after_the_step(number, server, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    process = server.Process(target=work, args=(folder,))
+    process.start()
+    while process.is_alive() and not (folder / "checkpoint.pt").is_file():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 1 and (folder / "checkpoint.pt").is_file() and not (folder / "synthetic.safetensors").exists()
+    work(folder)
+    assert same(folder, undisturbed[0])
+
+
+def test_what_is_kept_can_be_read_by_those_who_may_read_the_folder(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o2775)
+    condense(RECIPE.replace(outer=1, inner=1), three(), tmp_path / "shared/run", device="cpu", progress=False)
+    for path in (tmp_path / "shared/run").rglob("*.*"):
+        if path.is_file() and "tensorboard" not in path.parts:
+            assert path.stat().st_mode & 0o777 == path.parent.stat().st_mode & 0o666, path
