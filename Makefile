@@ -46,7 +46,7 @@ reproduce: setup ## Table 1, Table 2 and the figures, in this order
 test: setup ## Check that notebooks and modules agree, run every notebook's tests, then pytest
 	@$(ENV) pytest --quiet tests/test_sync.py
 	@$(ENV) OMP_NUM_THREADS=1 nbdev_test
-	@$(ENV) OMP_NUM_THREADS=1 pytest --ignore tests/test_sync.py
+	@$(ENV) OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile --ignore tests/test_sync.py
 
 torture: setup ## Kill a condensation thirty times, at any moment; it has to end in the bits of one left alone (minutes)
 	@$(ENV) OMP_NUM_THREADS=1 KILLS=30 pytest tests/test_survival.py

@@ -6,6 +6,7 @@
 __all__ = ['LOG_EVERY', 'bar', 'said', 'Telling']
 
 # %% ../nbs/14c_progress.ipynb #imports
+import functools
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -56,10 +57,14 @@ class Telling:
     "How a run goes, on a bar; and to TensorBoard, where it is installed and the run has a folder."
 
     def __init__(self, name: str, folder: Path | None, inner: int, shows: bool):
-        self.name, self.inner, self.shows, self.writer = name, inner, shows, None
-        if folder is not None and importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-            self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.name, self.inner, self.shows = name, inner, shows
+        self.folder = folder if folder is not None and importlib.util.find_spec("tensorboard") else None
+
+    @functools.cached_property
+    def writer(self):
+        "Opened when there is something to write."
+        from torch.utils.tensorboard import SummaryWriter
+        return SummaryWriter(str(self.folder / "tensorboard"))
 
     def steps(self, done: int, total: int) -> plain_tqdm:
         "The steps that are left, on a bar."
@@ -70,13 +75,13 @@ class Telling:
         "Lines of the history: (outer, inner, target, loss, magnitude, weight, semantic distance)."
         if rows:
             self.bar.set_postfix_str(said(rows), refresh=False)
-        for outer, inner, target, *values in rows if self.writer else ():
+        for outer, inner, target, *values in rows if self.folder else ():
             for name, value in zip(("loss", "magnitude", "weight", "semantic distance"), values):
                 if value == value:  # a magnitude is NaN where it was not sampled
                     self.writer.add_scalar(f"{name}/{target}", value, outer * self.inner + inner)
 
     def images(self, outer: int, images: torch.Tensor) -> None:
         "Stored images [classes,ipc,3,H,W] in [0,1], after some outer iterations."
-        if self.writer:
+        if self.folder:
             self.writer.add_images("images", images[:, 0], outer * self.inner)
             self.writer.flush()

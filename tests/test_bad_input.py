@@ -412,11 +412,11 @@ def test_an_empty_folder_and_one_left_while_it_was_claimed_are_taken(tmp_path):
     (lambda x: 255 * x, ValueError, r"must lie in \[0,1\], not in .*: divide by 255"),
     (lambda x: 4 * x - 2, ValueError, r"must lie in \[0,1\].*`Statistics.to_pixels`"),
     (lambda x: x / 0, ValueError, "not finite"),
-    (lambda x: x.numpy(), TypeError, "not ndarray: torch.as_tensor makes one"),
+    (lambda x: x.numpy(), TypeError, "not ndarray: `SyntheticSet.of` makes one"),
     (lambda x: (255 * x).byte(), TypeError, "torch.uint8: divide bytes by 255"),
     (lambda x: x.permute(0, 1, 3, 4, 2), ValueError, r"channels are last, `images.permute\(0, 1, 4, 2, 3\)`"),
     (lambda x: x[:, :, :1], ValueError, r"grey images have one channel, `images.expand"),
-    (lambda x: x.flatten(0, 1), ValueError, r"sorted by class, `images.unflatten"),
+    (lambda x: x.flatten(0, 1), TypeError, r"need targets, .*`images.unflatten"),
     (lambda x: x[:2], ValueError, "do not fit 3 classes"),
 ])
 def test_other_peoples_arrays(change, error, match):
