@@ -63,7 +63,7 @@ class Judge:
     protocol: Literal["corrected", "released", "idc", "plain"] = "corrected"
     weights: str = "scratch"
     length: int | None = None
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0,)
     device: str | None = None
 
     def asked(self) -> dict:
