@@ -66,6 +66,13 @@ class Judge:
     seeds: tuple[int, ...] = (0,)
     device: str | None = None
 
+    def robust(self) -> dict:
+        "Arguments of `robust_scores`, whose trainings are those of `corrected`."
+        from hmdc.parameters import evaluation_length
+        from hmdc.trial import usable_device
+        length = self.length if self.protocol in ("corrected", "plain") else None
+        return {"length": length or evaluation_length(self.preset, "corrected"), "device": str(usable_device(self.device))}
+
     def asked(self) -> dict:
         "Arguments of `evaluate` and `score`."
         from hmdc.parameters import evaluation_length
@@ -185,7 +192,7 @@ class Score:
         frame = score(sets, data, **asked, say=_say)
         if self.output:
             frame.to_csv(self.output, index=False)
-        more = robust_scores(sets, data, asked["models"], asked["seeds"][0], asked["weights"], asked["length"]) if self.robust else None
+        more = robust_scores(sets, data, asked["models"], asked["seeds"][0], asked["weights"], **self.judge.robust()) if self.robust else None
         found = {"results": json.loads(frame.to_json(orient="records"))}
         found |= {} if more is None else {"robust": json.loads(more.to_json(orient="records"))}
         _give(found, self.json, lambda: "\n\n".join(
@@ -383,8 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _WRONG as error:
         print(f"hmdc: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("hmdc: stopped; the same command goes on where it was", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"hmdc: {stopped or 'stopped'}", file=sys.stderr)
         return 1
     except Exception as error:
         print(f"hmdc: {type(error).__name__}: {error}", file=sys.stderr)

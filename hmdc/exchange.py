@@ -226,10 +226,12 @@ def _of_folder(path: Path, say: Callable) -> tuple[Held, tuple[str, ...]]:
     if not files or not all(files.values()):
         raise ValueError(f"{path} holds {', '.join(sorted(each.name for each in path.iterdir())[:5]) or 'nothing'}: a folder of images for "
                          "each class is read, or name a file in it")
-    say(f"{path.name}: labels are those of the folders; RDED and SRe2L train with a teacher's, which are not there")
+    rded, sre2l = (all(re.fullmatch(pattern, name) for name in files) for pattern in (r"\d{5}", r"new\d+"))
+    if rded or sre2l:
+        say(f"{path.name}: labels are those of the folders; RDED and SRe2L train with a teacher's, which are not there")
     images = read_images([file for inside in files.values() for file in inside])
     labels = torch.tensor([c for c, inside in enumerate(files.values()) for _ in inside])
-    return Held("folder", images, labels, False, 1), tuple(files)
+    return Held("rded" if rded else "folder", images, labels, False, 1), tuple(files)
 
 # %% ../nbs/22_exchange.ipynb #asked-factor
 def _factor(held: Held, path: Path, asked: int | None, say: Callable) -> int:
@@ -279,7 +281,7 @@ def _about(held: Held, name: str, asked: str | ImageData | None, folders: tuple 
     classes = asked.classes if isinstance(asked, ImageData) else _CLASSES.get(name)
     if classes is None or folders is not None and len(folders) != len(classes):
         classes = folders
-    table = STATISTICS["imagenet"] if held.producer == "folder" and name != "cifar10" else STATISTICS.get(name)
+    table = STATISTICS.get("imagenet" if held.producer == "rded" else name)  # RDED has ImageNet's for every dataset
     if table is None:
         return classes, asked.statistics
     producer = held.producer if held.producer in table else ""

@@ -118,7 +118,8 @@ def replacing(path: str | Path):
     yield partial
     with partial.open("rb") as written:
         os.fsync(written.fileno())  # else a power cut may leave the name without the content
-    partial.chmod(path.parent.stat().st_mode & 0o666)  # some libraries write files that their owner alone can read
+    # Some libraries write files that their owner alone can read. Nobody else may write, whatever the folder allows.
+    partial.chmod(0o600 | path.parent.stat().st_mode & 0o044)
     os.replace(partial, path)
 
 # %% ../nbs/00_provenance.ipynb #checked

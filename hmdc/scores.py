@@ -166,8 +166,9 @@ def robust_scores(sets: Mapping[str, SyntheticSet], data: ImageData, models: lis
         whole = full_data_accuracy(data, member, full_updates, device) / 100
         for name, syn in sets.items():
             random = real_like(syn, data, seed)
-            found = {"set, hard labels": share(_hard(syn), member, "corrected"), "set": share(syn, member, "corrected"),
+            found = {"set": share(syn, member, "corrected"),
                      "random": share(random, member, "corrected"), "set, plain": share(syn, member, "plain"), "random, plain": share(random, member, "plain")}
+            found["set, hard labels"] = found["set"] if (hard := _hard(syn)) is syn else share(hard, member, "corrected")
             own, aug = found["set"], (found["set"], found["random"], found["set, plain"], found["random, plain"])
             scores = {"label-robust": label_robust(whole, found["set, hard labels"], found["random"], own), "augmentation-robust": augmentation_robust(*aug)}
             rows.append({"set": name, "model": member.label} | scores | {"all data": whole} | found)
