@@ -13,7 +13,7 @@ ENV := PATH="$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
-.PHONY: help setup table1 table2 figures reproduce test torture slow architectures check notebooks export bench tune precision publish wheel lab clean
+.PHONY: help setup table1 table2 figures reproduce test fuzz torture slow architectures check notebooks export bench tune precision publish wheel lab clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ test: setup ## Check that notebooks and modules agree, run every notebook's test
 	@$(ENV) pytest --quiet tests/test_sync.py
 	@$(ENV) OMP_NUM_THREADS=1 nbdev_test
 	@$(ENV) OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile --ignore tests/test_sync.py
+
+fuzz: setup ## Read a hundred thousand mutated files with every reader; no code may run, nothing may hang (hours on one core)
+	@$(ENV) OMP_NUM_THREADS=1 python tests/fuzz_readers.py --inputs 100000 --seed 0
 
 torture: setup ## Kill a condensation thirty times, at any moment; it has to end in the bits of one left alone (minutes)
 	@$(ENV) OMP_NUM_THREADS=1 KILLS=30 pytest tests/test_survival.py

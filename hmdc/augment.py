@@ -30,47 +30,47 @@ def _pixels(op: str, image_size: int) -> int:
     return int(image_size * STRENGTH[op] + 0.5)
 
 # %% ../nbs/02_augment.ipynb #flip
-def flip(
-    images: torch.Tensor,  # [B,C,H,W]
-    flipped: torch.Tensor,  # [n] bool, n = 1 or B
-) -> torch.Tensor:  # [B,C,H,W]
-    "Mirror the images left to right where `flipped`."
+def flip(images: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
+    """Mirror the images left to right where `flipped`.
+
+    images: [B,C,H,W]. flipped: [n] bool, n = 1 or B. Returns [B,C,H,W].
+    """
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
 # %% ../nbs/02_augment.ipynb #colour
-def brightness(
-    images: torch.Tensor,  # [B,C,H,W]
-    added: torch.Tensor,  # [n], in units of the normalised images
-) -> torch.Tensor:
-    "Add one value to all pixels of an image."
+def brightness(images: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """Add one value to all pixels of an image.
+
+    images: [B,C,H,W]. added: [n], in units of the normalised images.
+    """
     return images + added.view(-1, 1, 1, 1)
 
 # %% ../nbs/02_augment.ipynb #saturation
-def saturation(
-    images: torch.Tensor,  # [B,C,H,W]
-    factor: torch.Tensor,  # [n], 0 is grey, 1 changes nothing
-) -> torch.Tensor:
-    "Move each pixel along the line from its grey value."
+def saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Move each pixel along the line from its grey value.
+
+    images: [B,C,H,W]. factor: [n], 0 is grey, 1 changes nothing.
+    """
     grey = images.mean(1, keepdim=True)
     # (x - mean over channels) s + mean over channels
     return (images - grey) * factor.view(-1, 1, 1, 1) + grey
 
 # %% ../nbs/02_augment.ipynb #contrast
-def contrast(
-    images: torch.Tensor,  # [B,C,H,W]
-    factor: torch.Tensor,  # [n], 0 is flat, 1 changes nothing
-) -> torch.Tensor:
-    "Move each pixel along the line from the mean of its image."
+def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Move each pixel along the line from the mean of its image.
+
+    images: [B,C,H,W]. factor: [n], 0 is flat, 1 changes nothing.
+    """
     mean = images.mean((1, 2, 3), keepdim=True)
     # (x - mean over C, H, W) c + mean over C, H, W
     return (images - mean) * factor.view(-1, 1, 1, 1) + mean
 
 # %% ../nbs/02_augment.ipynb #crop
-def crop(
-    images: torch.Tensor,  # [B,C,H,W]
-    shift: torch.Tensor,  # [n,2] int64, pixels (row, column)
-) -> torch.Tensor:
-    "Shift the window that is cut out of the image padded with zeros."
+def crop(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Shift the window that is cut out of the image padded with zeros.
+
+    images: [B,C,H,W]. shift: [n,2] int64, pixels (row, column).
+    """
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) + shift[:, :1]  # [n,H]
     columns = torch.arange(width, device=images.device) + shift[:, 1:]  # [n,W]
@@ -82,11 +82,11 @@ def crop(
     return rolled.masked_fill(~inside, 0)
 
 # %% ../nbs/02_augment.ipynb #cutout
-def cutout(
-    images: torch.Tensor,  # [B,C,H,W]
-    centre: torch.Tensor,  # [n,2] int64, pixels (row, column)
-) -> torch.Tensor:
-    "Set a window of half the image's side to zero."
+def cutout(images: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Set a window of half the image's side to zero.
+
+    images: [B,C,H,W]. centre: [n,2] int64, pixels (row, column).
+    """
     size = _pixels("cutout", images.shape[-1])
 
     def covered(length: int, middle: torch.Tensor) -> torch.Tensor:
@@ -104,22 +104,22 @@ def _warp(images: torch.Tensor, matrix: torch.Tensor, align_corners: tuple[bool,
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners[1])
 
 # %% ../nbs/02_augment.ipynb #scale-rotate
-def scale(
-    images: torch.Tensor,  # [B,C,H,W]
-    factor: torch.Tensor,  # [n,2], (row, column), above 1 shrinks the content
-    _align_corners: tuple[bool, bool] = (True, True),  # of the grid, of the sampling
-) -> torch.Tensor:
-    "Scale each axis by a factor of its own, about the centre."
+def scale(images: torch.Tensor, factor: torch.Tensor, _align_corners: tuple[bool, bool] = (True, True)) -> torch.Tensor:
+    """Scale each axis by a factor of its own, about the centre.
+
+    images: [B,C,H,W]. factor: [n,2], (row, column), above 1 shrinks the content. _align_corners: of the grid, of the
+    sampling.
+    """
     # A = diag(s_column, s_row)
     return _warp(images, torch.diag_embed(factor.flip(1)), _align_corners)
 
 # %% ../nbs/02_augment.ipynb #rotate
-def rotate(
-    images: torch.Tensor,  # [B,C,H,W]
-    angle: torch.Tensor,  # [n], radians, positive turns the content counter-clockwise
-    _align_corners: tuple[bool, bool] = (True, True),  # of the grid, of the sampling
-) -> torch.Tensor:
-    "Rotate about the centre."
+def rotate(images: torch.Tensor, angle: torch.Tensor, _align_corners: tuple[bool, bool] = (True, True)) -> torch.Tensor:
+    """Rotate about the centre.
+
+    images: [B,C,H,W]. angle: [n], radians, positive turns the content counter-clockwise. _align_corners: of the grid, of the
+    sampling.
+    """
     # A = [[cos, -sin], [sin, cos]]
     matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
     return _warp(images, matrix, _align_corners)
@@ -184,14 +184,11 @@ def _draw_values(op: str, n: int, image_size: int, generator: torch.Generator) -
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 # %% ../nbs/02_augment.ipynb #draw
-def draw(
-    strategy: str | tuple,  # a name in STRATEGIES, or the tuple of its steps
-    n: int,  # 1: siamese; the size of the batch: per image
-    image_size: int,  # H = W in pixels
-    generator: torch.Generator,  # on the CPU
-) -> list[tuple[str, torch.Tensor]]:  # (operation, values [n] or [n,2]), in the order of application
+def draw(strategy: str | tuple, n: int, image_size: int, generator: torch.Generator) -> list[tuple[str, torch.Tensor]]:
     """Draw the parameters of a strategy; which of several alternatives is drawn once.
 
+    strategy: a name in STRATEGIES, or the tuple of its steps. n: 1: siamese; the size of the batch: per image. image_size: H
+    = W in pixels. generator: on the CPU. Returns (operation, values [n] or [n,2]), in the order of application.
     Raises: ValueError for an unknown strategy or step, or n below 1.
     """
     if n < 1:
@@ -204,12 +201,10 @@ def draw(
     return draws
 
 # %% ../nbs/02_augment.ipynb #apply
-def apply(
-    images: torch.Tensor,  # [B,C,H,W], normalised, float
-    draws: list[tuple[str, torch.Tensor]],  # what draw returns
-) -> torch.Tensor:  # [B,C,H,W]
+def apply(images: torch.Tensor, draws: list[tuple[str, torch.Tensor]]) -> torch.Tensor:
     """Apply the drawn operations in order; differentiable with respect to the images.
 
+    images: [B,C,H,W], normalised, float. draws: what draw returns. Returns [B,C,H,W].
     Raises: ValueError where the images are not a float batch, or the draws are for another number of images.
     """
     if images.ndim != 4 or not images.is_floating_point():
@@ -225,12 +220,12 @@ def apply(
     return images
 
 # %% ../nbs/02_augment.ipynb #augment
-def augment(
-    images: torch.Tensor,  # [B,C,H,W], normalised, float
-    strategy: str | tuple,  # a name in STRATEGIES, or the tuple of its steps
-    generator: torch.Generator,  # on the CPU
-) -> torch.Tensor:  # [B,C,H,W]
-    "Augment each image by a draw of its own: for training and evaluating networks."
+def augment(images: torch.Tensor, strategy: str | tuple, generator: torch.Generator) -> torch.Tensor:
+    """Augment each image by a draw of its own: for training and evaluating networks.
+
+    images: [B,C,H,W], normalised, float. strategy: a name in STRATEGIES, or the tuple of its steps. generator: on the CPU.
+    Returns [B,C,H,W].
+    """
     return apply(images, draw(strategy, len(images), images.shape[-1], generator))
 
 # %% ../nbs/02_augment.ipynb #mix
@@ -242,13 +237,13 @@ def _box(image_size: int, generator: torch.Generator) -> tuple[int, int, int, in
     return max(row - half, 0), min(row + half, image_size), max(column - half, 0), min(column + half, image_size)
 
 # %% ../nbs/02_augment.ipynb #mix-2
-def mix(
-    images: torch.Tensor,  # [N,C,H,W]
-    targets: torch.Tensor,  # [N,classes], rows sum to 1
-    partner: torch.Tensor,  # [N] int64, whose box each image gets
-    box: tuple[int, int, int, int],  # top, bottom, left, right in pixels, the ends exclusive
-) -> tuple[torch.Tensor, torch.Tensor]:
-    "Replace the box of each image by its partner's, and mix the targets by area."
+def mix(images: torch.Tensor, targets: torch.Tensor, partner: torch.Tensor,
+        box: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace the box of each image by its partner's, and mix the targets by area.
+
+    images: [N,C,H,W]. targets: [N,classes], rows sum to 1. partner: [N] int64, whose box each image gets. box: top, bottom,
+    left, right in pixels, the ends exclusive.
+    """
     top, bottom, left, right = box
     replaced = torch.zeros(images.shape[-2:], dtype=torch.bool, device=images.device)
     replaced[top:bottom, left:right] = True
@@ -258,14 +253,12 @@ def mix(
     return torch.where(replaced, images[partner], images), kept * targets + (1 - kept) * targets[partner]
 
 # %% ../nbs/02_augment.ipynb #cutmix
-def cutmix(
-    images: torch.Tensor,  # [N,C,H,W]
-    targets: torch.Tensor,  # [N,classes] float, rows sum to 1
-    generator: torch.Generator,  # on the CPU
-    p: float = 0.5,  # probability that the batch is mixed
-) -> tuple[torch.Tensor, torch.Tensor]:  # images and targets of the same shapes
+def cutmix(images: torch.Tensor, targets: torch.Tensor, generator: torch.Generator, p: float = 0.5) -> tuple[torch.Tensor,
+           torch.Tensor]:
     """CutMix with probability p: one box for the batch, permuted partners.
 
+    images: [N,C,H,W]. targets: [N,classes] float, rows sum to 1. generator: on the CPU. p: probability that the batch is
+    mixed. Returns images and targets of the same shapes.
     Raises: ValueError where the targets are class indices.
     Source: Yun et al. 2019, section 3.1 and appendix A.
     """
@@ -292,15 +285,14 @@ def _without_cutout(strategy: str | tuple) -> tuple:
     return tuple(step for step in steps if step)
 
 # %% ../nbs/02_augment.ipynb #training-batch-2
-def training_batch(
-    images: torch.Tensor,  # [N,C,H,W], normalised, float
-    targets: torch.Tensor,  # [N,classes] float, rows sum to 1
-    strategy: str | tuple,  # a name in STRATEGIES, or the tuple of its steps
-    p: float,  # probability of CutMix
-    generator: torch.Generator,  # on the CPU
-    mixed_cutout: bool = False,  # whether a mixed batch has cutout as well
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:  # augmented images; mixed images and targets, or None
-    "Augment a batch per image and, with probability p, mix it too."
+def training_batch(images: torch.Tensor, targets: torch.Tensor, strategy: str | tuple, p: float, generator: torch.Generator,
+                   mixed_cutout: bool = False) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Augment a batch per image and, with probability p, mix it too.
+
+    images: [N,C,H,W], normalised, float. targets: [N,classes] float, rows sum to 1. strategy: a name in STRATEGIES, or the
+    tuple of its steps. p: probability of CutMix. generator: on the CPU. mixed_cutout: whether a mixed batch has cutout as
+    well. Returns augmented images; mixed images and targets, or None.
+    """
     if float(torch.rand((), generator=generator)) >= p:
         return augment(images, strategy, generator), None
     images = augment(images, strategy if mixed_cutout else _without_cutout(strategy), generator)

@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .data import ImageData
-from .engine import Batched, Loop, engine_for, slopes_and_values
+from .engine import Batched, Loop, slopes_and_values
 from .ensemble import Ensemble
 from .evaluation import training_updates, updates_per_epoch
 from .experiment import Experiment, results, run
@@ -32,7 +32,8 @@ from .models import Member, tap
 from .parameters import resolve
 from .pixels import Pixels, see
 from .protocols import protocol_named
-from .provenance import Streams, provenance, stream
+from .provenance import Streams, provenance, replacing, stream
+from .ranks import engine_for
 from .real import Pool, initial_images
 from .recipes import recipe
 from .settings import Recipe
@@ -233,8 +234,11 @@ def _part_flops(stage: Stage) -> dict[str, float]:
     } | counted
 
 # %% ../nbs/24_bench.ipynb #matrix-rate
-def matrix_rate(precision: str, device: torch.device) -> float:  # FLOP/s
-    "How fast this machine multiplies two square matrices: the floor of everything."
+def matrix_rate(precision: str, device: torch.device) -> float:
+    """How fast this machine multiplies two square matrices: the floor of everything.
+
+    Returns FLOP/s.
+    """
     size = 8192 if device.type == "cuda" else 2048
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -289,14 +293,13 @@ def _table(
     return frame.assign(setting=setting, **provenance())
 
 # %% ../nbs/24_bench.ipynb #bench
-def bench(
-    setting: str = "cpu-small",  # a name in SETTINGS
-    device: str | torch.device | None = None,  # None: a GPU where there is one
-    rounds: int = 3,  # measurements of each part and path, after one to warm up
-    compiled: bool = False,  # also with the image step compiled, which takes minutes
-    say: Callable[[str], None] = print,
-) -> pd.DataFrame:  # a row per part and path
-    "Time, memory, FLOPs and distance to the floor of every part of condensation. Raises: ValueError."
+def bench(setting: str = "cpu-small", device: str | torch.device | None = None, rounds: int = 3, compiled: bool = False,
+          say: Callable[[str], None] = print) -> pd.DataFrame:
+    """Time, memory, FLOPs and distance to the floor of every part of condensation. Raises: ValueError.
+
+    setting: a name in SETTINGS. device: None: a GPU where there is one. rounds: measurements of each part and path, after one
+    to warm up. compiled: also with the image step compiled, which takes minutes. Returns a row per part and path.
+    """
     if setting not in SETTINGS:
         raise ValueError(f"unknown setting {setting!r}: {', '.join(SETTINGS)} are served")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -314,9 +317,10 @@ def bench(
 def save(frame: pd.DataFrame, folder: str | Path = "figures") -> None:
     "Write table and figure: bench-<setting>.csv and .png."
     stem = Path(folder) / f"bench-{frame.setting.iloc[0]}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.5g")
-    plot_speed(frame).savefig(stem.with_suffix(".png"), dpi=120)
+    with replacing(stem.with_suffix(".csv")) as partial:
+        frame.to_csv(partial, index=False, float_format="%.5g")
+    with replacing(stem.with_suffix(".png")) as partial:
+        plot_speed(frame).savefig(partial, format="png", dpi=120)
 
 # %% ../nbs/24_bench.ipynb #cost-cycle
 def _method_recipe(method: str, setting: str) -> Recipe:
@@ -340,12 +344,12 @@ def _cycle(stage: Stage) -> dict[str, float]:
             "device_hours_per_set": per_step * steps / 3600, "memory_gb": peak[0]}
 
 # %% ../nbs/24_bench.ipynb #cost
-def cost(
-    methods: tuple[str, ...] = ("idc", "dream", "two_models", "hmdc"),
-    setting: str = "cpu-small",
-    device: str | torch.device | None = None,  # None: a GPU where there is one
-) -> pd.DataFrame:  # a row per precision that the device has, and method
-    "Seconds per inner step, hours per condensed set and peak memory of every method."
+def cost(methods: tuple[str, ...] = ("idc", "dream", "two_models", "hmdc"), setting: str = "cpu-small",
+         device: str | torch.device | None = None) -> pd.DataFrame:
+    """Seconds per inner step, hours per condensed set and peak memory of every method.
+
+    device: None: a GPU where there is one. Returns a row per precision that the device has, and method.
+    """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data, rows = noise(SETTINGS[setting][1]), []
     fast = [route for route in routes(False, device).values() if not route.plain]
@@ -358,16 +362,16 @@ def cost(
 
 def save_cost(frame: pd.DataFrame, folder: str | Path = "figures") -> None:
     "Write the table: cost-<setting>.csv."
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    frame.to_csv(Path(folder) / f"cost-{frame.setting.iloc[0]}.csv", index=False, float_format="%.5g")
+    with replacing(Path(folder) / f"cost-{frame.setting.iloc[0]}.csv") as partial:
+        frame.to_csv(partial, index=False, float_format="%.5g")
 
 # %% ../nbs/24_bench.ipynb #precision
-def save_precision(
-    dataset: str = "digits",  # as for load_dataset
-    folder: str | Path = "figures",
-    **parameters: object,  # more parameters of a reproduce notebook; the preset is quick
-) -> pd.DataFrame:  # a row per precision, model, condensation and evaluation
-    "The effect of bf16 on HMDC: precision-<dataset>-quick.csv. Its rows in fp32 are the runs of Table 1, not others."
+def save_precision(dataset: str = "digits", folder: str | Path = "figures", **parameters: object) -> pd.DataFrame:
+    """The effect of bf16 on HMDC: precision-<dataset>-quick.csv. Its rows in fp32 are the runs of Table 1, not others.
+
+    dataset: as for load_dataset. parameters: more parameters of a reproduce notebook; the preset is quick. Returns a row per
+    precision, model, condensation and evaluation.
+    """
     asked = {"preset": "quick", "dataset": dataset, "methods": "hmdc,hmdc_bf16", "device": "cpu"} | parameters
     experiment = Experiment.of(resolve(asked, ()))
     run(experiment)

@@ -6,11 +6,15 @@
 __all__ = ['try_recipe', 'check_recipe', 'check_condense']
 
 # %% ../nbs/14b_checks.ipynb #imports
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
 
 from .data import ImageData, check_data
 from .engine import Precision, slopes_and_values
 from .ensemble import Ensemble
+from .image_files import reading
 from .lifecycles import expert_files
 from .matching import Batch, Target
 from .md import Distillation
@@ -69,7 +73,7 @@ def check_recipe(recipe: Recipe, data: ImageData) -> None:
         raise TypeError(f"recipe is {recipe!r}: pass a Recipe, such as hmdc.recipe('hmdc')")
     check_data(data)
     check_store(recipe.store, recipe.real, data)
-    if foreign := [wish for wish in recipe.targets if not hasattr(wish, "bind")]:
+    if foreign := [wish for wish in recipe.targets if isinstance(wish, type) or not hasattr(wish, "bind")]:
         raise TypeError(f"targets hold {foreign[0]!r}: values like Gradients() or Distillation() are served")
     if recipe.length.outer and len(recipe.members) < 2 and all(isinstance(t, Distillation) for t in recipe.targets):
         raise ValueError("Distillation() compares pairs of members, and there is one: add a member, or Gradients()")
@@ -81,14 +85,21 @@ def check_recipe(recipe: Recipe, data: ImageData) -> None:
     if recipe.length.outer:
         try_recipe(recipe, data)
 
+# %% ../nbs/14b_checks.ipynb #check-experts
+def _check_experts(files: list[Path]) -> None:
+    "Raises: FileNotFoundError, ValueError where a trajectory is missing or damaged."
+    if missing := [file for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{len(missing)} of {len(files)} expert trajectories are not there yet, {missing[0]} first: "
+                                "hmdc.experts.train_experts(recipe, data) makes them")
+    for file in files:
+        wrong = "is damaged, or no trajectory: remove it, and hmdc.experts.train_experts(recipe, data) makes it anew"
+        with reading(file, wrong), safe_open(file, framework="pt") as held:
+            held.get_slice("trajectory")
+
 # %% ../nbs/14b_checks.ipynb #check-condense
 def check_condense(recipe: Recipe, data: ImageData, seed: int = 0) -> None:
     "Everything that can be wrong, before any work; experts are there. Raises: ValueError, TypeError, OSError."
     check_recipe(recipe, data)
     check_seed(seed)
-    files = []
     if isinstance(recipe.length.fresh, Experts):
-        files = [file for member in recipe.members for file in expert_files(member, recipe, data.fingerprint)]
-    if missing := [file for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{len(missing)} of {len(files)} expert trajectories are not there yet, {missing[0]} first: "
-                                "hmdc.experts.train_experts(recipe, data) makes them")
+        _check_experts([file for member in recipe.members for file in expert_files(member, recipe, data.fingerprint)])

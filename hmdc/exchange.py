@@ -7,6 +7,7 @@ __all__ = ['STATISTICS', 'SIDES', 'kind_of_file', 'load_safely', 'named_in', 'He
 
 # %% ../nbs/22_exchange.ipynb #imports
 import hashlib
+import math
 import pickle
 import re
 import warnings
@@ -20,22 +21,20 @@ import torch
 import torch.nn.functional as F
 
 from .data import ImageData, Statistics
-from .image_files import IMAGE_SUFFIXES, read_images
-from .synthetic import SyntheticSet
+from .image_files import IMAGE_SUFFIXES, brief, check_claim, read_images, reading
+from .saves import load_tensors
+from .synthetic import MOST_TILES, SyntheticSet
 
 # %% ../nbs/22_exchange.ipynb #kind-of-file
 def _in_archive(path: Path) -> str:
     "\"torch\" or \"npz\", by the names in an archive. Raises: ValueError."
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile:
-        raise ValueError(f"{path} is cut off: copy or download it again") from None
+    with reading(path, "is cut off: copy or download it again"), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
     if any(name.endswith("data.pkl") for name in names):
         return "torch"
     if any(name.endswith(".npy") for name in names):
         return "npz"
-    raise ValueError(f"{path} is an archive of {', '.join(names[:5]) or 'nothing'}, and none of torch or numpy")
+    raise ValueError(f"{path} is an archive of {brief(', '.join(names[:5])) or 'nothing'}, and none of torch or numpy")
 
 # %% ../nbs/22_exchange.ipynb #kind-of-file-2
 def kind_of_file(path: Path) -> str:
@@ -57,40 +56,62 @@ def kind_of_file(path: Path) -> str:
     raise ValueError(f"{path} is none of the formats that are read: torch, numpy's npz, safetensors, or a folder of images")
 
 # %% ../nbs/22_exchange.ipynb #numpy-scalars
-def _numpy_numbers() -> list:
-    "What lets `weights_only` read numpy's numbers, under the names of numpy 1 and 2: these build numbers and run nothing."
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8")]
-    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *kinds]
+class _Kind:
+    "Stands for numpy's kind of a number: numpy's own would take any name, and a state, from the file."
+
+    def __init__(self, name: str, *_: object):
+        if name not in ("f8", "f4", "i8"):
+            raise ValueError("numbers of a kind that nobody writes")
+        self.name = name
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", "|"):
+            raise ValueError("numbers in another byte order")
+
+
+def _number(kind: _Kind, content: bytes) -> np.generic:
+    return np.frombuffer(content, f"<{kind.name}")[0]
+
+
+# Under the names of numpy 1 and 2.
+_NUMBERS = {"numpy.core.multiarray.scalar": _number, "numpy._core.multiarray.scalar": _number, "numpy.dtype": _Kind}
 
 # %% ../nbs/22_exchange.ipynb #load-tensors
-def _load_torch(path: Path) -> object:
-    load = lambda: torch.load(path, map_location="cpu", weights_only=True)  # noqa: E731
+def _load_torch(content: bytes) -> object:
     try:
-        return load()
+        return load_tensors(content)
     except pickle.UnpicklingError:
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            found = load()
+        with torch.serialization.safe_globals([(stands, name) for name, stands in _NUMBERS.items()]):
+            found = load_tensors(content, more=tuple(_NUMBERS))
     if not (isinstance(found, dict) and "data" in found or isinstance(found, list) and len(found) == 6):
         raise pickle.UnpicklingError("numpy's numbers where no known format has them")
     return found
 
 # %% ../nbs/22_exchange.ipynb #load-safely
+def _load_numpy(path: Path) -> dict[str, np.ndarray]:
+    "The arrays of an archive, of numbers alone. Raises: errors of all kinds where it is damaged."
+    there = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        check_claim(sum(member.file_size for member in archive.infolist()), there)
+        for member in archive.infolist():
+            with archive.open(member) as file:  # numpy makes room for an array before it looks for its numbers
+                header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(file)
+                check_claim(math.prod(shape) * dtype.itemsize, there)
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
 def load_safely(path: Path) -> object:
     "What a file of torch or numpy holds, without running any code of it. Raises: ValueError."
     kind = kind_of_file(path)
-    try:
-        if kind == "npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of protocols of pickles, which are refused anyway
-            return _load_torch(path)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} is {'a plain pickle' if kind == 'pickle' else 'a file with objects'} that could run code: it is "
-                         "not opened. Ask for a file of tensors (of IDM: res_*.pt, not the .pkl)") from None
-    except (ValueError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}): it is damaged, or holds objects") from None
+    with reading(path, "cannot be read: it is damaged, or holds objects"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of protocols of pickles, which are refused anyway
+        try:
+            return _load_numpy(path) if kind == "npz" else _load_torch(path.read_bytes())
+        except pickle.UnpicklingError:
+            raise ValueError(f"{path} is {'a plain pickle' if kind == 'pickle' else 'a file with objects'} that could run code: it is "
+                             "not opened. Ask for a file of tensors (of IDM: res_*.pt, not the .pkl)") from None
 
 # %% ../nbs/22_exchange.ipynb #statistics
 def _grey(mean: float, std: float) -> tuple:
@@ -141,12 +162,21 @@ class Held(NamedTuple):
     order: str = "columns"
     align_corners: bool = True
 
+# %% ../nbs/22_exchange.ipynb #check-held
+def _check_held(held: Held) -> None:
+    "Raises: ValueError where something else stands for images and labels."
+    if not isinstance(held.images, torch.Tensor) or not isinstance(held.labels, torch.Tensor):
+        raise ValueError("its images and labels are no arrays")
+    if held.factor is not None and not 1 <= held.factor <= MOST_TILES:
+        raise ValueError(f"no image holds {held.factor} tiles per side")
+
 # %% ../nbs/22_exchange.ipynb #of-hmdc
 def _of_hmdc(found: dict, path: Path, which: int, say: Callable) -> Held:
     images = found["synthetic_images"].detach()
     if images.ndim != 5 or images.shape[2] not in (1, 3):
         raise ValueError(f"{path} holds {list(images.shape)}: HMDC's images are [classes,ipc,3,H,W]; sounds and texts are not read")
-    factor = found["factor"] if "aug" in str(found.get("init", "")) else 1  # a file that is not packed says 2 as well
+    init = found.get("init", "")
+    factor = found["factor"] if isinstance(init, str) and "aug" in init else 1  # a file that is not packed says 2 as well
     labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
     return Held("hmdc", images.flatten(0, 1), labels, True, int(factor))
 
@@ -197,6 +227,8 @@ def _of_mtt(found: torch.Tensor, path: Path, which: int, say: Callable) -> Held:
 # %% ../nbs/22_exchange.ipynb #of-kip
 def _of_kip(found: dict, path: Path, which: int, say: Callable) -> Held:
     images = torch.from_numpy(found["images"]).permute(0, 3, 1, 2)
+    if not np.isfinite(found["labels"]).all():
+        raise ValueError("labels hold values that are not finite")
     say(f"{path.name}: labels are the largest of a row, since KIP regresses on centred ones")
     return Held("kip", images, torch.from_numpy(found["labels"]).argmax(1), None, 1)
 
@@ -215,16 +247,16 @@ def _format_of(found: object, path: Path) -> Callable:
         return _of_idc
     if isinstance(found, list) and len(found) == 6:
         raise ValueError(f"{path} holds a teacher's labels of one batch (FKD), and no images: pass the folder of the images")
-    said = f"a dictionary of {', '.join(map(str, found))}" if isinstance(found, dict) else type(found).__name__
+    said = f"a dictionary of {brief(', '.join(map(str, found)))}" if isinstance(found, dict) else type(found).__name__
     raise ValueError(f"{path} holds {said}: that is no format of a condensed set that is known here")
 
 # %% ../nbs/22_exchange.ipynb #of-folder
 def _of_folder(path: Path, say: Callable) -> tuple[Held, tuple[str, ...]]:
     "The images below a folder for each class, and the names of these folders. Raises: ValueError."
-    files = {each.name: sorted(f for f in each.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = {each.name: sorted(f for f in each.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
              for each in sorted(path.iterdir()) if each.is_dir()}
     if not files or not all(files.values()):
-        raise ValueError(f"{path} holds {', '.join(sorted(each.name for each in path.iterdir())[:5]) or 'nothing'}: a folder of images for "
+        raise ValueError(f"{path} holds {brief(', '.join(sorted(each.name for each in path.iterdir())[:5])) or 'nothing'}: a folder of images for "
                          "each class is read, or name a file in it")
     rded, sre2l = (all(re.fullmatch(pattern, name) for name in files) for pattern in (r"\d{5}", r"new\d+"))
     if rded or sre2l:
@@ -291,7 +323,7 @@ def _about(held: Held, name: str, asked: str | ImageData | None, folders: tuple 
 def _check_side(held: Held, name: str, path: Path) -> None:
     "Raises: ValueError where images are not as large as those of the dataset."
     shape = list(held.images.shape)
-    if held.images.ndim != 4:
+    if held.images.ndim != 4 or not held.images.numel():
         raise ValueError(f"{path} holds images {shape}: they must be [N,3,H,W]")
     if shape[-1] in (1, 3) and shape[1] > 4:
         raise ValueError(f"{path} holds images {shape}, whose channels are last: `SyntheticSet.of` takes them permuted")
@@ -326,12 +358,16 @@ def read_set(path: str | Path, dataset: str | ImageData | None = None, *, factor
     elif kind_of_file(path) == "safetensors":
         return SyntheticSet.load(path)
     else:
-        found = load_safely(path)
-        held = _format_of(found, path)(found, path, which, say)
+        with reading(path, "is damaged, or of no format that is known here"):
+            found = load_safely(path)
+            held = _format_of(found, path)(found, path, which, say)
+            _check_held(held)
     return _as_set(held, path, dataset, folders, _factor(held, path, factor, say), zca, normalised, say)
 
 # %% ../nbs/22_exchange.ipynb #as-set
 def _as_set(held: Held, path: Path, dataset, folders, factor: int, zca: bool | None, normalised: bool | None, say: Callable) -> SyntheticSet:
+    if isinstance(factor, bool) or not isinstance(factor, int) or not 1 <= factor <= MOST_TILES:
+        raise ValueError(f"factor is {factor!r}: it must be a whole number from 1 to {MOST_TILES}, of tiles along a side of {path}")
     name = _dataset(path, dataset, say)
     _check_side(held, name, path)
     if normalised is None:
@@ -346,8 +382,6 @@ def _as_set(held: Held, path: Path, dataset, folders, factor: int, zca: bool | N
         images, labels, factor = *_cut_padded(held, factor), 1
     else:
         labels = held.labels
-    try:
+    with reading(path, f"cannot be read as {held.producer}'s"):
         return SyntheticSet.of(images, labels, statistics, classes, normalised=normalised, factor=factor, order=held.order,
                                align_corners=held.align_corners, meta=meta)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}, read as {held.producer}'s: {error}") from None

@@ -8,11 +8,10 @@ __all__ = ['PlannedRun', 'table_runs', 'figure_runs', 'Experiment', 'condensed_f
 
 # %% ../nbs/19_experiment.ipynb #imports
 import dataclasses
+import functools
 import json
-import multiprocessing
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from .checks import check_recipe
 from .data import ImageData, load_dataset
 from .evaluation import check_evaluate, evaluate
 from .experts import train_experts
+from .image_files import reading
 from .models import Member, check_weights
 from .parameters import SCALES, Settings, evaluation_length
 from .protocols import Protocol, protocol_named
@@ -32,10 +32,10 @@ from .provenance import config_hash, plain_settings, provenance, replacing
 from .rates import TUNED
 from .recipes import recipe
 from .run import run_settings
-from .saves import end_with_parent
 from .settings import Experts, Recipe
 from .synthetic import SyntheticSet
 from .trainer import condense
+from .workers import Done, Outcome, in_processes, in_turn, on_ray
 
 # %% ../nbs/19_experiment.ipynb #planned-run
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def table_runs(settings: Settings) -> tuple[PlannedRun, ...]:
     return tuple(PlannedRun(method, settings.table_ipc, seed) for method in settings.methods for seed in seeds)
 
 
-def figure_runs(
-    settings: Settings,
-    along_ipc: tuple[str, ...],  # methods whose accuracy is drawn against IPC
-    along_outer: tuple[str, ...],  # methods whose accuracy is drawn against outer iterations
-) -> tuple[PlannedRun, ...]:
-    "What the figures need: the runs of the tables, more IPCs, and the course of some."
+def figure_runs(settings: Settings, along_ipc: tuple[str, ...], along_outer: tuple[str, ...]) -> tuple[PlannedRun, ...]:
+    """What the figures need: the runs of the tables, more IPCs, and the course of some.
+
+    along_ipc: methods whose accuracy is drawn against IPC. along_outer: methods whose accuracy is drawn against outer
+    iterations.
+    """
     runs = [dataclasses.replace(r, course=r.method in along_outer) for r in table_runs(settings)]
     others = [ipc for ipc in settings.ipc if ipc != settings.table_ipc]
     methods = [m for m in settings.methods if m in along_ipc]
@@ -82,6 +82,8 @@ class Experiment:
     @classmethod
     def of(cls, settings: Settings, runs: tuple[PlannedRun, ...] | None = None) -> "Experiment":
         "Load the data and check every run; no runs: those of a table. Raises: ValueError, TypeError, OSError."
+        if not settings.methods:
+            raise ValueError("methods is empty: name at least one")
         scale = SCALES[settings.preset]
         for member in settings.models:
             check_weights(member.model, member.weights)
@@ -221,33 +223,30 @@ def _result(experiment: Experiment, run: PlannedRun, judgement: Judgement) -> di
     return {"method": run.method} | row | provenance()
 
 # %% ../nbs/19_experiment.ipynb #run-one
-def _run_one(experiment: Experiment, run: PlannedRun) -> str:
+def _run_one(experiment: Experiment, run: PlannedRun) -> Done:
     "Condense, evaluate what is open, and say so in a line."
     folder, device = condensed_folder(experiment, run), experiment.settings.device
     finished = condense(experiment.recipe(run), experiment.data, folder, run.seed, device, progress=False)
-    said = [f"{run}: condensed in {finished.meta['seconds']:.0f} s"]
-    last = judged(experiment, run)[-1]
+    said, last = [f"condensed in {finished.meta['seconds']:.0f} s"], judged(experiment, run)[-1]
     for judgement in open_results(experiment, run):
         row = _result(experiment, run, judgement)
         with replacing(result_file(experiment, run, judgement)) as partial:
             partial.write_text(json.dumps(row, indent=1))
         on_the_way = f"after {judgement.outer} of {last}: " * (judgement.outer != last)
         said.append(f"{on_the_way}{row['model']} {row['accuracy']:.1f} % in {row['seconds']:.0f} s")
-    return "; ".join(said)
+    kept = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return Done("; ".join(said), (*kept, *(result_file(experiment, run, each) for each in judgements(experiment, run, True))))
 
-
-_of_worker: Experiment  # a worker process loads the data once, for all its runs
-
-
-def _start_worker(settings: Settings, runs: tuple[PlannedRun, ...]) -> None:
-    global _of_worker
-    end_with_parent(os.getppid())
-    torch.set_num_threads(1)
-    _of_worker = Experiment.of(settings, runs)
-
-
-def _run_in_worker(run: PlannedRun) -> str:
-    return _run_one(_of_worker, run)
+# %% ../nbs/19_experiment.ipynb #outcomes
+def _outcomes(experiment: Experiment, left: tuple[PlannedRun, ...]) -> Iterator[tuple[PlannedRun, Outcome]]:
+    "What comes of some runs, in the order in which they end."
+    settings = experiment.settings
+    prepare = functools.partial(Experiment.of, settings, left)
+    if settings.engine == "ray":
+        return on_ray(prepare, _run_one, list(left), gpus=int(settings.device != "cpu"))
+    if settings.device != "cpu":
+        return in_turn(lambda: experiment, _run_one, left)
+    return in_processes(prepare, _run_one, list(left), min(len(left), cores()))
 
 # %% ../nbs/19_experiment.ipynb #run
 def _time_left(begun: float, done: int, total: int) -> str:
@@ -257,27 +256,32 @@ def _time_left(begun: float, done: int, total: int) -> str:
 
 
 def run(experiment: Experiment, say=print) -> None:
-    "Do what is left of an experiment, experts first; `say` gets a line for every run."
+    """Do what is left of an experiment, experts first; `say` gets a line for every run. A run that fails stops no other.
+
+    Raises: RuntimeError in the end, naming the runs that failed.
+    """
+    settings, failed = experiment.settings, {}
     left = tuple(r for r in experiment.runs if open_results(experiment, r))
     for kept in (r for r in experiment.runs if r not in left):
         say(f"{kept}: kept")
     for wanted in {experiment.recipe(r) for r in left}:
         if isinstance(wanted.length.fresh, Experts):
-            train_experts(wanted, experiment.data, experiment.settings.device, say)
+            train_experts(wanted, experiment.data, settings.device, say)
     begun = time.perf_counter()
-    if experiment.settings.device != "cpu":
-        for done, each in enumerate(left, 1):
-            say(_run_one(experiment, each) + _time_left(begun, done, len(left)))
-    elif left:
-        workers = min(len(left), cores())
-        spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used OpenMP may hang
-        with ProcessPoolExecutor(workers, spawn, _start_worker, (experiment.settings, left)) as pool:
-            try:
-                for done, future in enumerate(as_completed([pool.submit(_run_in_worker, each) for each in left]), 1):
-                    say(future.result() + _time_left(begun, done, len(left)))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    for done, (each, outcome) in enumerate(_outcomes(experiment, left) if left else (), 1):
+        if isinstance(outcome, Exception):
+            failed[each] = outcome
+        say(f"{each}: {f'failed: {outcome}' if each in failed else outcome.said}" + _time_left(begun, done, len(left)))
+    if failed:
+        told = "; ".join(f"{each} ({type(error).__name__}: {error})" for each, error in failed.items())
+        raise RuntimeError(f"{len(failed)} of {len(left)} runs failed: {told}. The others are kept; the same call takes up what is "
+                           "open") from next(iter(failed.values()))
+
+# %% ../nbs/19_experiment.ipynb #kept-row
+def _kept_row(path: Path) -> dict:
+    "What a file of results says. Raises: ValueError, naming it."
+    with reading(path, "is damaged, or no result: remove it, and run the experiment again"):
+        return dict(json.loads(path.read_text()))
 
 # %% ../nbs/19_experiment.ipynb #results
 def _asked(experiment: Experiment, run: PlannedRun) -> dict:
@@ -287,11 +291,12 @@ def _asked(experiment: Experiment, run: PlannedRun) -> dict:
             "weights_asked": settings.weights, "method": run.method}
 
 
-def results(
-    experiment: Experiment,
-    course: bool = False,  # also the images on the way, of the runs that have them judged
-) -> pd.DataFrame:  # a row per run, outer iterations, model and evaluation, with its budget
-    "The kept results as a tidy frame. Raises: FileNotFoundError."
+def results(experiment: Experiment, course: bool = False) -> pd.DataFrame:
+    """The kept results as a tidy frame. Raises: FileNotFoundError.
+
+    course: also the images on the way, of the runs that have them judged. Returns a row per run, outer iterations, model and
+    evaluation, with its budget.
+    """
     wanted = [(run, each) for run in experiment.runs for each in judgements(experiment, run, course)]
     paths = [result_file(experiment, *each) for each in wanted]
     if missing := [p for p in paths if not p.is_file()]:
@@ -299,7 +304,7 @@ def results(
     rows = []
     for (run, (outer, *_)), path in zip(wanted, paths):
         budget = {"outer": outer, "iterations": outer * experiment.recipe(run).length.inner}
-        rows.append(_asked(experiment, run) | budget | json.loads(path.read_text()))
+        rows.append(_asked(experiment, run) | budget | _kept_row(path))
     return pd.DataFrame(rows)
 
 # %% ../nbs/19_experiment.ipynb #history

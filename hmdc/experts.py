@@ -19,7 +19,7 @@ from .lifecycles import expert_files
 from .models import Member, Network
 from .provenance import replacing, stream
 from .real import Batches, Pool
-from .settings import Recipe
+from .settings import Experts, Recipe
 from .trial import usable_device
 
 # %% ../nbs/16b_experts.ipynb #trajectory
@@ -61,6 +61,8 @@ def train_experts(recipe: Recipe, data: ImageData, device: str | torch.device | 
     recipe: `length.fresh` is an `Experts`, whose folder keeps them, a safetensors file each: an interrupted training
     goes on with the next expert. device: None: a GPU where there is one. say: gets a line for every expert.
     """
+    if not isinstance(recipe.length.fresh, Experts):
+        raise ValueError(f"the recipe {recipe.name} follows no experts: fresh is {recipe.length.fresh!r}, not Experts(…)")
     device = usable_device(device)
     files = []
     for member in recipe.members:

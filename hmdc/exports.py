@@ -16,11 +16,12 @@ from PIL import Image
 from .data import Statistics
 from .exchange import STATISTICS
 from .provenance import replacing
-from .synthetic import SyntheticSet
+from .synthetic import SyntheticSet, check_set
 
 # %% ../nbs/22b_exports.ipynb #check-rule
 def _check_rule(syn: SyntheticSet, order: str, align_corners: bool, whose: str, anyway: bool) -> None:
-    "Raises: ValueError where a file would be unpacked by another rule than the set's."
+    "Raises: ValueError where a file would be unpacked by another rule than the set's; TypeError where there is no set."
+    check_set(syn)
     if syn.factor > 1 and not anyway and (syn.order, syn.align_corners) != (order, align_corners):
         raise ValueError(f"the set takes tiles by {syn.order}, align_corners={syn.align_corners}; {whose} code takes them by {order}, "
                          f"align_corners={align_corners}: pass anyway=True to write its images all the same")
@@ -30,6 +31,12 @@ def _new(path: Path) -> Path:
     if path.exists():
         raise FileExistsError(f"{path} exists: name another, nothing is overwritten")
     return path
+
+def _save(held: object, path: Path) -> None:
+    "As torch does. It is written by Python, which says why where that fails; torch does not."
+    content = io.BytesIO()
+    torch.save(held, content)
+    path.write_bytes(content.getbuffer())
 
 # %% ../nbs/22b_exports.ipynb #to-idc
 def to_idc(syn: SyntheticSet, path: str | Path, anyway: bool = False) -> None:
@@ -44,7 +51,7 @@ def to_idc(syn: SyntheticSet, path: str | Path, anyway: bool = False) -> None:
     if targets.is_floating_point():
         raise ValueError("IDC's file has hard labels alone, and the set has soft ones")
     with replacing(_new(Path(path))) as partial:
-        torch.save([images.flatten(0, -4).clone(), targets], partial)
+        _save([images.flatten(0, -4).clone(), targets], partial)
 
 # %% ../nbs/22b_exports.ipynb #to-hmdc
 def to_hmdc(syn: SyntheticSet, path: str | Path, anyway: bool = False) -> None:
@@ -60,7 +67,7 @@ def to_hmdc(syn: SyntheticSet, path: str | Path, anyway: bool = False) -> None:
     held = {"synthetic_images": statistics.normalise(syn.images).clone(), "init": "aug_kmeans" if syn.factor > 1 else "real",
             "factor": syn.factor, "n_ipc": syn.images.shape[1], "iteration": 0}
     with replacing(_new(Path(path))) as partial:
-        torch.save(held, partial)
+        _save(held, partial)
 
 # %% ../nbs/22b_exports.ipynb #card
 _CARD = """---
@@ -102,6 +109,7 @@ def to_datasets(syn: SyntheticSet, path: str | Path) -> None:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ImportError("parquet files need pyarrow: pip install 'hmdc[export]'") from error
+    check_set(syn)
     root, (images, targets) = _new(Path(path)), syn.unpack()
     soft = targets.is_floating_point()
     label = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"} if soft else {"names": list(syn.classes), "_type": "ClassLabel"}
@@ -110,6 +118,7 @@ def to_datasets(syn: SyntheticSet, path: str | Path) -> None:
     table = pa.table({"image": [{"bytes": _png(image), "path": None} for image in images], column: targets.tolist()},
                      schema=pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
                                        (column, pa.list_(pa.float32()) if soft else pa.int64())]))
-    (root / "data").mkdir(parents=True)
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), root / "data/train-00000-of-00001.parquet")
-    (root / "README.md").write_text(_card(syn, root.name))
+    with replacing(root) as partial:
+        (partial / "data").mkdir(parents=True)
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), partial / "data/train-00000-of-00001.parquet")
+        (partial / "README.md").write_text(_card(syn, root.name))

@@ -29,12 +29,11 @@ def _reach(
         return torch.from_numpy(table.reshape(kernel[0] * kernel[1], -1)).to(dtype), table.shape[2:4]
 
 # %% ../nbs/03b_fast_cpu.ipynb #dense
-def dense(
-    x: torch.Tensor,  # [B,C,h,w], of few places
-    weight: torch.Tensor,  # [C',C,k,k], k odd
-    stride: tuple[int, int] = (1, 1),
-) -> torch.Tensor:  # [B,C',h',w']
-    "Convolution, padded so that the kernel's middle meets every place, as one matrix."
+def dense(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int] = (1, 1)) -> torch.Tensor:
+    """Convolution, padded so that the kernel's middle meets every place, as one matrix.
+
+    x: [B,C,h,w], of few places. weight: [C',C,k,k], k odd. Returns [B,C',h',w'].
+    """
     taps = weight.flatten(2)
     if x.shape[2:] == (1, 1):
         return F.linear(x.flatten(1), taps[..., taps.shape[2] // 2])[..., None, None]
@@ -86,11 +85,11 @@ def _overlap_add(
     return padded[:, 1 : image[0] + 1, 1 : image[1] + 1].permute(0, 3, 1, 2).contiguous()
 
 # %% ../nbs/03b_fast_cpu.ipynb #unrolled
-def unrolled(
-    x: torch.Tensor,  # [B,C,H,W], few channels
-    weight: torch.Tensor,  # [C',C,3,3]
-) -> torch.Tensor:  # [B,C',H,W]
-    "Convolution, padded by one, as a product with unfolded patches."
+def unrolled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Convolution, padded by one, as a product with unfolded patches.
+
+    x: [B,C,H,W], few channels. weight: [C',C,3,3]. Returns [B,C',H,W].
+    """
     kernel = weight.flatten(1).expand(len(x), -1, -1)
     return torch.bmm(kernel, F.unfold(x, 3, padding=1)).unflatten(2, x.shape[2:])
 
@@ -155,11 +154,11 @@ class _Tiles:
 _MOST_VALUES = 2**25  # of transformed tiles at a time: 128 MiB in float32
 
 
-def winograd(
-    x: torch.Tensor,  # [B,C,H,W]
-    weight: torch.Tensor,  # [C',C,3,3]
-) -> torch.Tensor:  # [B,C',H,W]
-    "Convolution, padded by one, by Winograd's algorithm F(4×4, 3×3) (Lavin and Gray 2016)."
+def winograd(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Convolution, padded by one, by Winograd's algorithm F(4×4, 3×3) (Lavin and Gray 2016).
+
+    x: [B,C,H,W]. weight: [C',C,3,3]. Returns [B,C',H,W].
+    """
     values = _REACH**2 * -(-x.shape[2] // _TILE) * -(-x.shape[3] // _TILE) * max(weight.shape[:2])
     if len(x) * values > _MOST_VALUES and len(x) > 1:
         return torch.cat([winograd(part, weight) for part in x.split(max(1, _MOST_VALUES // values))])
@@ -315,14 +314,13 @@ class _NormalisedPool(torch.autograd.Function):
         return on_x, 0 * on_bias, on_weight, on_bias, None  # a zero that can be differentiated like the others
 
 
-def normalised_pool(
-    x: torch.Tensor,  # [B,C,H,W], H and W at least 2; it is normalised in the precision of weight
-    shift: torch.Tensor,  # [C] added to x before the norm, where it has no effect
-    weight: torch.Tensor,  # [C] of the norm
-    bias: torch.Tensor,  # [C]
-    eps: float = 1e-5,
-) -> torch.Tensor:  # [B,C,H//2,W//2]
-    "Instance norm, ReLU and 2×2 average pooling in one piece, twice differentiable."
+def normalised_pool(x: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
+                    eps: float = 1e-5) -> torch.Tensor:
+    """Instance norm, ReLU and 2×2 average pooling in one piece, twice differentiable.
+
+    x: [B,C,H,W], H and W at least 2; it is normalised in the precision of weight. shift: [C] added to x before the norm,
+    where it has no effect. weight: [C] of the norm. bias: [C]. Returns [B,C,H//2,W//2].
+    """
     return _NormalisedPool.apply(x.to(weight.dtype).contiguous(), shift, weight, bias, eps)
 
 # %% ../nbs/03b_fast_cpu.ipynb #fast-convolution

@@ -7,11 +7,10 @@ __all__ = ['NAMES', 'REFERENCE', 'METHOD_ORDER', 'name', 'marks', 'canvas', 'fin
            'plot_along', 'plot_speed', 'save']
 
 # %% ../nbs/20_figures.ipynb #imports
-import os
 import re
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
+from .provenance import replacing
 from .recipes import METHODS
 from .report import AVERAGE, quantity, runs, setting, spread
 
@@ -42,10 +42,11 @@ NAMES = {
 }
 
 # %% ../nbs/20_figures.ipynb #name
-def name(
-    identifier: str,  # of a method, a model or a target, as in frames; a model's may have arguments
-) -> str:
-    "What people call it: its entry in `NAMES`, or else the identifier. Raises nothing."
+def name(identifier: str) -> str:
+    """What people call it: its entry in `NAMES`, or else the identifier. Raises nothing.
+
+    identifier: of a method, a model or a target, as in frames; a model's may have arguments.
+    """
     label = re.fullmatch(r"([\w.]+)\((\w+=.*)\)", identifier)
     if not label:
         return NAMES.get(identifier, identifier)
@@ -59,11 +60,11 @@ _SHAPES = "osD^vPX<>*hp"
 _LINE = dict(color="0.25", linestyle="--", linewidth=1.8)  # of the reference
 
 
-def marks(
-    shown: Sequence[str],  # methods, or targets
-    order: Sequence[str] = METHOD_ORDER,  # what has its mark, whatever is shown beside it
-) -> dict[str, dict]:
-    "Shape, colour, size and edge of the mark of each, as arguments of a line. Raises nothing."
+def marks(shown: Sequence[str], order: Sequence[str] = METHOD_ORDER) -> dict[str, dict]:
+    """Shape, colour, size and edge of the mark of each, as arguments of a line. Raises nothing.
+
+    shown: methods, or targets. order: what has its mark, whatever is shown beside it.
+    """
     colours, order = sns.color_palette("colorblind"), [*order, *(s for s in shown if s not in order)]
     common = dict(markersize=8, markeredgecolor="black", markeredgewidth=0.8)
     places = {s: order.index(s) for s in shown}
@@ -73,14 +74,11 @@ def marks(
 _FONTS = dict(context="notebook", font_scale=1.25)
 
 
-def canvas(
-    width: float,  # inches, as the height
-    height: float,
-    rows: int = 1,
-    columns: int = 1,
-    share: bool = False,  # the limits of the axes
-) -> tuple[Figure, list]:
-    "An empty figure, and its axes row by row. Raises: ValueError."
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, share: bool = False) -> tuple[Figure, list]:
+    """An empty figure, and its axes row by row. Raises: ValueError.
+
+    width: inches, as the height. share: the limits of the axes.
+    """
     with sns.axes_style("whitegrid"), sns.plotting_context(**_FONTS):
         figure, axes = plt.subplots(
             rows, columns, figsize=(width, height), layout="constrained", squeeze=False, sharex=share, sharey=share
@@ -101,14 +99,11 @@ def _grid(count: int, height: float, beside: float = 2.5) -> tuple[Figure, list]
     return figure, axes[:count]
 
 # %% ../nbs/20_figures.ipynb #finished
-def finished(
-    figure: Figure,
-    title: str,  # what the figure says as a whole
-    footer: str = "",  # the setting
-    legend: Sequence[Line2D] = (),
-    legend_title: str = "",
-) -> Figure:
-    "The figure with its title, its footer, and a legend beside it. Raises: ValueError."
+def finished(figure: Figure, title: str, footer: str = "", legend: Sequence[Line2D] = (), legend_title: str = "") -> Figure:
+    """The figure with its title, its footer, and a legend beside it. Raises: ValueError.
+
+    title: what the figure says as a whole. footer: the setting.
+    """
     if "\n" in title:
         raise ValueError(f"the title {title!r} has more than one line: details belong in the footer")
     with sns.plotting_context(**_FONTS):
@@ -120,11 +115,11 @@ def finished(
     return figure
 
 # %% ../nbs/20_figures.ipynb #wrapped
-def wrapped(
-    said: str,
-    width: int,  # characters
-) -> str:
-    "Lines of at most `width` characters where that can be, broken at a space or after an underscore. Raises nothing."
+def wrapped(said: str, width: int) -> str:
+    """Lines of at most `width` characters where that can be, broken at a space or after an underscore. Raises nothing.
+
+    width: characters.
+    """
     lines = textwrap.wrap(said.replace("_", "_ "), width, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines).replace("_ ", "_")
 
@@ -149,11 +144,12 @@ def _draw_zero(ax, reference: str) -> None:
             bbox=dict(facecolor="white", edgecolor="none", pad=1))
 
 # %% ../nbs/20_figures.ipynb #plot-differences
-def plot_differences(
-    differences: pd.DataFrame,  # method, reference, model, difference, low, high (NaN for one seed), verdict, n
-    footer: str = "",  # the setting, to be said before the number of condensations
-) -> Figure:  # a panel per model: points on x, methods on y
-    "Differences in accuracy to one reference, with their 95 % intervals. Raises: ValueError."
+def plot_differences(differences: pd.DataFrame, footer: str = "") -> Figure:
+    """Differences in accuracy to one reference, with their 95 % intervals. Raises: ValueError.
+
+    differences: method, reference, model, difference, low, high (NaN for one seed), verdict, n. footer: the setting, to be
+    said before the number of condensations. Returns a panel per model: points on x, methods on y.
+    """
     if differences.empty:
         raise ValueError("there are no differences to draw: name a reference and a method that stand in the results")
     if len(references := differences["reference"].unique()) > 1:
@@ -219,12 +215,12 @@ def _draw_along(ax, part: pd.DataFrame, along: str, style: dict[str, dict]) -> N
             ax.update_datalim(list(zip(level[along], end)))  # what stands beside its place is not counted by itself
 
 # %% ../nbs/20_figures.ipynb #plot-along
-def plot_along(
-    frame: pd.DataFrame,  # a row per method, model, seed and value of `along`
-    along: str,  # "ipc", "outer"
-    initial: Mapping[str, str] | None = None,  # for "outer": an optimised method -> the method of its initial images
-) -> Figure:  # a panel per model and one for their average
-    "Test accuracy against images per class or outer iterations, mean ± std over condensations. Raises: ValueError."
+def plot_along(frame: pd.DataFrame, along: str, initial: Mapping[str, str] | None = None) -> Figure:
+    """Test accuracy against images per class or outer iterations, mean ± std over condensations. Raises: ValueError.
+
+    frame: a row per method, model, seed and value of `along`. along: "ipc", "outer". initial: for "outer": an optimised
+    method -> the method of its initial images. Returns a panel per model and one for their average.
+    """
     if along not in _ALONG:
         raise ValueError(f"along is {along!r}: {', '.join(_ALONG)} are served")
     tidy = runs(frame, (along,))
@@ -263,23 +259,18 @@ def plot_speed(frame: pd.DataFrame) -> Figure:
     return figure
 
 # %% ../nbs/20_figures.ipynb #save
-def save(
-    stem: str | Path,  # the files' path without its ending; its folder is made
-    frame: pd.DataFrame,  # the rows that the figure was drawn from
-    figure: Figure | None = None,  # None: there is nothing to draw
-    text: str = "",  # for <stem>.txt, where there is any
-) -> None:
-    "Write <stem>.csv, .png, .svg and .txt, each whole or not at all. Raises: OSError."
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=stem.parent, prefix=".figure-") as made:
-        made = Path(made)
-        frame.to_csv(made / "csv", index=False)
+def save(stem: str | Path, frame: pd.DataFrame, figure: Figure | None = None, text: str = "") -> None:
+    """Write <stem>.csv, .png, .svg and .txt, each whole or not at all. Raises: OSError.
+
+    stem: the files' path without its ending; its folder is made. frame: the rows that the figure was drawn from. figure:
+    None: there is nothing to draw. text: for <stem>.txt, where there is any.
+    """
+    with ExitStack() as files:  # none takes its place before all are written
+        part = lambda ending: files.enter_context(replacing(f"{stem}.{ending}"))  # noqa: E731
+        frame.to_csv(part("csv"), index=False)
         if figure:
-            figure.savefig(made / "png", format="png", dpi=150)
+            figure.savefig(part("png"), format="png", dpi=150)
             with matplotlib.rc_context({"svg.hashsalt": "hmdc"}):
-                figure.savefig(made / "svg", format="svg", metadata={"Date": None})
+                figure.savefig(part("svg"), format="svg", metadata={"Date": None})
         if text:
-            (made / "txt").write_text(text, encoding="utf-8")
-        for file in sorted(made.iterdir()):
-            os.replace(file, f"{stem}.{file.name}")
+            part("txt").write_text(text, encoding="utf-8")

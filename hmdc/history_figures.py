@@ -49,11 +49,12 @@ def _draw_magnitudes(ax, part: pd.DataFrame, style: dict[str, dict]) -> None:
             sns.lineplot(y="balanced", linestyle=":", linewidth=2, **common, **hollow)
 
 # %% ../nbs/20c_history_figures.ipynb #plot-magnitudes
-def plot_magnitudes(
-    history: pd.DataFrame,  # a row per method, seed, step and target: magnitude (NaN where not sampled), weight
-    methods: tuple[str, ...] = ("two_models_md", "hmdc"),  # a panel each
-) -> Figure:  # inner steps on x, largest absolute gradient on y, logarithmic
-    "Gradient magnitude of every target over the steps, raw and balanced. Raises: ValueError."
+def plot_magnitudes(history: pd.DataFrame, methods: tuple[str, ...] = ("two_models_md", "hmdc")) -> Figure:
+    """Gradient magnitude of every target over the steps, raw and balanced. Raises: ValueError.
+
+    history: a row per method, seed, step and target: magnitude (NaN where not sampled), weight. methods: a panel each.
+    Returns inner steps on x, largest absolute gradient on y, logarithmic.
+    """
     sampled = _of_methods(history, methods).dropna(subset="magnitude")
     # [L · min(A) A^R] of a target, from the means over classes
     sampled["balanced"] = sampled["magnitude"] * sampled["weight"]
@@ -90,11 +91,12 @@ def _largest_gap(steps: pd.DataFrame) -> float:
     return (means.max(axis=1) / means.min(axis=1) - 1).max()
 
 # %% ../nbs/20c_history_figures.ipynb #plot-distance
-def plot_distance(
-    history: pd.DataFrame,  # a row per method, seed, step and target: outer, inner, semantic_distance
-    methods: tuple[str, ...] = ("two_models_gbm", "hmdc"),
-) -> Figure:  # inner steps on x, semantic distance on y, logarithmic
-    "Semantic distance between the members over the steps; the title says if no effect is visible. Raises: ValueError."
+def plot_distance(history: pd.DataFrame, methods: tuple[str, ...] = ("two_models_gbm", "hmdc")) -> Figure:
+    """Semantic distance between the members over the steps; the title says if no effect is visible. Raises: ValueError.
+
+    history: a row per method, seed, step and target: outer, inner, semantic_distance. Returns inner steps on x, semantic
+    distance on y, logarithmic.
+    """
     rows = _of_methods(history, methods)
     distilled = {m for m, target in zip(rows["method"], rows["target"]) if target.startswith("md")}
     steps = rows.drop_duplicates(["method", "seed", "step"])

@@ -63,13 +63,13 @@ def _shown(sets: Mapping[str, SyntheticSet], per_class: int, classes: int) -> st
     return f"first {per_class} of {there} images of each of {some}{classes} classes"
 
 # %% ../nbs/20b_image_figures.ipynb #plot-images
-def plot_images(
-    sets: Mapping[str, SyntheticSet],  # of one dataset, by the name of the method
-    per_class: int = 2,  # stored images of each class, at most
-    title: str = "",
-    initial: Mapping[str, str] | None = None,  # a set -> the set with its initial images, to show differences
-) -> Figure:  # sets in rows, classes in columns
-    "Stored images of condensed sets, class by class, and their change. Raises: ValueError."
+def plot_images(sets: Mapping[str, SyntheticSet], per_class: int = 2, title: str = "",
+                initial: Mapping[str, str] | None = None) -> Figure:
+    """Stored images of condensed sets, class by class, and their change. Raises: ValueError.
+
+    sets: of one dataset, by the name of the method. per_class: stored images of each class, at most. initial: a set -> the
+    set with its initial images, to show differences. Returns sets in rows, classes in columns.
+    """
     if len(found := {syn.classes for syn in sets.values()}) != 1:
         raise ValueError(f"{len(found)} lists of classes: show condensed sets of one dataset")
     (classes,), per_class = found, min(per_class, *(syn.images.shape[1] for syn in sets.values()))

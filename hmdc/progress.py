@@ -45,7 +45,7 @@ def bar(name: str, steps: Sequence, done: int, total: int, shows: bool) -> plain
 
 # %% ../nbs/14c_progress.ipynb #said
 def said(rows: list[tuple]) -> str:
-    "The latest step's losses and weights in a line; rows: of `run.history_rows`."
+    "The latest step's losses and weights in a line; rows: of `history.history_rows`."
     if not rows:
         return ""
     latest = [row for row in rows if row[:2] == rows[-1][:2]]

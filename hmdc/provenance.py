@@ -8,6 +8,7 @@ __all__ = ['plain_settings', 'config_hash', 'seeded', 'check_seed', 'stream', 'S
 
 # %% ../nbs/00_provenance.ipynb #imports
 import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -17,16 +18,19 @@ import numbers
 import operator
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import typing
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 # %% ../nbs/00_provenance.ipynb #plain
 def plain_settings(value: Any, field: str = "settings") -> Any:
@@ -108,19 +112,57 @@ class Streams:
         for name, state in states.items():
             self[name].set_state(state.cpu())
 
+# %% ../nbs/00_provenance.ipynb #settle
+def _make_folder(folder: Path) -> list[Path]:
+    "Make a folder where it is not there. Returns what was made, the innermost first. Raises: OSError."
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+    return new
+
+
+def _remove(partial: Path) -> None:
+    "A file, or a folder with all that is in it; what cannot be removed stays."
+    with suppress(OSError):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+
+def _settle(partial: Path, path: Path) -> None:
+    "Give what was written the name that it is for."
+    if partial.is_file():
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # else a power cut may leave the name without the content
+        # Some libraries write files that their owner alone can read. Nobody else may write, whatever the folder allows.
+        partial.chmod(0o600 | path.parent.stat().st_mode & 0o044)
+    os.replace(partial, path)
+
 # %% ../nbs/00_provenance.ipynb #replacing
 @contextmanager
 def replacing(path: str | Path):
-    "Yields a path to write to, which takes the place of `path` when all went well: at once, or not at all."
+    """Yields a path to write a file or a new folder to, which takes the place of `path` when all went well: at once, or not at all.
+
+    Where something goes wrong, nothing stays of what was written or made for it. Raises: OSError, naming `path`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())  # else a power cut may leave the name without the content
-    # Some libraries write files that their owner alone can read. Nobody else may write, whatever the folder allows.
-    partial.chmod(0o600 | path.parent.stat().st_mode & 0o044)
-    os.replace(partial, path)
+    partial, made = path.with_name(f"{path.name}.partial"), _make_folder(path.parent)
+    if partial.is_dir():
+        _remove(partial)  # of a process that was killed
+    try:
+        yield partial
+        _settle(partial, path)
+    except BaseException as error:
+        _remove(partial)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        number = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+        if number:  # safetensors has errors of its own for those of the operating system
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial)):
+            error.filename = str(path)  # a write that fails does not say of what
+        raise
 
 # %% ../nbs/00_provenance.ipynb #checked
 _BOUNDS = {

@@ -163,7 +163,7 @@ def recipe(name: str, ipc: int = 10, preset: str = "paper", weights: str | None 
     published ones; None: "imagenet" in `paper`, else "scratch". dataset: by which some authors set their rates.
     changes: any field of `Recipe` or of its groups. Raises: ValueError.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"unknown method {name!r}: {', '.join(METHODS)} are served")
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: {', '.join(PRESETS)} are served")
@@ -188,9 +188,12 @@ def recipe_from(plain: dict) -> Recipe:
         return value
 
     try:
-        return built(plain)
+        found = built(plain)
     except (KeyError, TypeError) as error:
         raise ValueError(f"the recipe is of another version of hmdc: {error}") from None
+    if not isinstance(found, Recipe):
+        raise ValueError(f"the recipe is {plain!r}: it must be what `plain_settings` makes of a Recipe")
+    return found
 
 # %% ../nbs/10_recipes.ipynb #evaluated-members
 _PAPER_MODELS = (

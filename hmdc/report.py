@@ -34,20 +34,21 @@ def _check(frame: pd.DataFrame, along: tuple[str, ...]) -> None:
         raise ValueError(f"{_name_run(twice)} stands in the frame more than once: keep one row per run")
 
 # %% ../nbs/18_report.ipynb #reported
-def quantity(
-    frame: pd.DataFrame,  # not empty
-) -> tuple[str, str]:
-    "The column that counts under the frame's protocol, and what it is called."
+def quantity(frame: pd.DataFrame) -> tuple[str, str]:
+    """The column that counts under the frame's protocol, and what it is called.
+
+    frame: not empty.
+    """
     if frame["protocol"].iloc[0] == "released":
         return "best_test_accuracy", "best test accuracy (%)"
     return "accuracy", "test accuracy (%)"
 
 # %% ../nbs/18_report.ipynb #reported-2
-def reported(
-    frame: pd.DataFrame,  # a row per method, model and seed
-    along: tuple[str, ...] = (),  # columns that may vary beside them
-) -> pd.Series:  # percent, in the frame's order
-    "The accuracy that counts under the frame's protocol. Raises: ValueError."
+def reported(frame: pd.DataFrame, along: tuple[str, ...] = ()) -> pd.Series:
+    """The accuracy that counts under the frame's protocol. Raises: ValueError.
+
+    frame: a row per method, model and seed. along: columns that may vary beside them. Returns percent, in the frame's order.
+    """
     _check(frame, along)
     column, _ = quantity(frame)
     if len(wrong := frame[~frame[column].between(0, 100)]):
@@ -58,11 +59,12 @@ def reported(
 AVERAGE = "average"  # stands for a model's name in long frames
 
 
-def runs(
-    frame: pd.DataFrame,  # a row per method, model and seed
-    along: tuple[str, ...] = (),  # columns that may vary beside them
-) -> pd.DataFrame:  # method, model, seed, the columns of `along`, accuracy; methods and models in order of appearance
-    "The accuracies that count, means over evaluations, with the average over models as one more model. Raises: ValueError."
+def runs(frame: pd.DataFrame, along: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The accuracies that count, means over evaluations, with the average over models as one more model. Raises: ValueError.
+
+    frame: a row per method, model and seed. along: columns that may vary beside them. Returns method, model, seed, the
+    columns of `along`, accuracy; methods and models in order of appearance.
+    """
     keys = ["method", "model", "seed", *along]
     accuracy = reported(frame, along)  # and with it the checks
     tidy = frame[keys].assign(accuracy=accuracy).groupby(keys, sort=False)["accuracy"].mean().reset_index()
@@ -77,19 +79,20 @@ def runs(
     return tidy.iloc[order.sort_values(keys).index].reset_index(drop=True)
 
 
-def spread(
-    tidy: pd.DataFrame,  # of `runs`
-    by: list[str],
-) -> pd.DataFrame:  # `by`, mean, std (n - 1; NaN for one seed), n
-    "Mean and standard deviation of the accuracies over condensations."
+def spread(tidy: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean and standard deviation of the accuracies over condensations.
+
+    tidy: of `runs`. Returns `by`, mean, std (n - 1; NaN for one seed), n.
+    """
     groups = tidy.groupby(by, sort=False)["accuracy"]
     return groups.agg(mean="mean", std="std", n="count").reset_index()
 
 # %% ../nbs/18_report.ipynb #summary
-def summary(
-    frame: pd.DataFrame,  # a row per method, model and seed
-) -> pd.DataFrame:  # method, model ("average" included), mean, std (NaN for one seed), n
-    "The numbers of the table, long. Raises: ValueError."
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of the table, long. Raises: ValueError.
+
+    frame: a row per method, model and seed. Returns method, model ("average" included), mean, std (NaN for one seed), n.
+    """
     return spread(runs(frame), ["method", "model"])
 
 # %% ../nbs/18_report.ipynb #cells
@@ -109,11 +112,11 @@ def _cells(
     return wide.reindex(index=rows, columns=[*models, AVERAGE]).fillna("–").rename(columns={AVERAGE: "Average"})
 
 # %% ../nbs/18_report.ipynb #setting
-def setting(
-    frame: pd.DataFrame,  # a row per method, model, condensation and evaluation
-    along: tuple[str, ...] = (),  # columns that may vary beside them
-) -> str:
-    "The frame's setting, its condensations and evaluations of each, in a line."
+def setting(frame: pd.DataFrame, along: tuple[str, ...] = ()) -> str:
+    """The frame's setting, its condensations and evaluations of each, in a line.
+
+    frame: a row per method, model, condensation and evaluation. along: columns that may vary beside them.
+    """
     said = {"weights" if c == "weights_asked" else c: frame[c].iloc[0] for c in SETTING if c not in along}
     groups = frame.groupby(["method", "model", *along])
     counts = {"condensation": groups["seed"].nunique(), "evaluation": groups["evaluation"].nunique() / groups["seed"].nunique()}
@@ -125,10 +128,12 @@ def setting(
     return ", ".join(map(str, said))
 
 # %% ../nbs/18_report.ipynb #table
-def table(
-    frame: pd.DataFrame,  # a row per method, model and seed
-) -> pd.DataFrame:  # text; methods × models and their average; attrs["caption"] has setting and n
-    "Test accuracy in percent, mean ± std over condensations. Raises: ValueError."
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Test accuracy in percent, mean ± std over condensations. Raises: ValueError.
+
+    frame: a row per method, model and seed. Returns text; methods × models and their average; attrs["caption"] has setting
+    and n.
+    """
     cells = _cells(summary(frame), "method")
     _, name = quantity(frame)
     cells.attrs["caption"] = f"{name}, mean ± std over condensations: {setting(frame)}"

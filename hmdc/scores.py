@@ -15,14 +15,15 @@ import torch
 
 from .bounds import full_data_accuracy
 from .data import ImageData
-from .evaluation import check_evaluate, evaluate
+from .evaluation import check_evaluate, evaluate, listed
 from .models import Member, as_member
-from .protocols import protocol_named
+from .protocols import Protocol, protocol_named
 from .provenance import stream
 from .recipes import recipe_from
 from .report import AVERAGE, runs, table
 from .synthetic import SyntheticSet
 from .trainer import condense
+from .trial import usable_device
 from .verdicts import differences
 
 # %% ../nbs/21_scores.ipynb #as-score
@@ -102,6 +103,16 @@ def entrants(sets: Mapping[str, SyntheticSet], data: ImageData) -> Iterator[tupl
         for seed in range(max(counts.values())):
             yield f"random, {syn.images[..., 0, 0, 0].numel()} images", seed, real_like(syn, data, seed)
 
+# %% ../nbs/21_scores.ipynb #check-sets
+def _check_sets(sets: Mapping[str, SyntheticSet], data: ImageData, members: list[Member], seeds: list[int], rule: Protocol) -> None:
+    "Everything that can be wrong, before any work. Raises: ValueError, TypeError, OSError."
+    if not isinstance(sets, Mapping):
+        raise TypeError(f"the sets are a {type(sets).__name__}: pass a dict of sets by their names")
+    if not sets:
+        raise ValueError("there is no set to score")
+    for syn in sets.values():
+        check_evaluate(syn, data, members, seeds, rule)
+
 # %% ../nbs/21_scores.ipynb #score
 def score(sets: Mapping[str, SyntheticSet], data: ImageData, models: list[str | Member], seeds: list[int],
           protocol: str = "corrected", weights: str = "scratch", length: int | None = None,
@@ -111,11 +122,8 @@ def score(sets: Mapping[str, SyntheticSet], data: ImageData, models: list[str | 
     sets: by name. models, seeds (evaluations of every set), protocol, weights, length, device: as for `evaluate`. What comes
     back is what `report.table`, `verdicts.differences` and `score_table` take. Raises: ValueError, TypeError, OSError.
     """
-    if not sets:
-        raise ValueError("there is no set to score")
-    members, rule = [as_member(each, weights) for each in models], protocol_named(protocol, length)
-    for syn in sets.values():
-        check_evaluate(syn, data, members, seeds, rule)
+    members, rule = [as_member(each, weights) for each in listed("models", models)], protocol_named(protocol, length)
+    _check_sets(sets, data, members, listed("seeds", seeds), rule)
     rows = []
     for method, condensation, syn in entrants(sets, data):
         found = evaluate(syn, data, members, seeds, protocol, weights, length, device, progress=False)
@@ -160,7 +168,8 @@ def robust_scores(sets: Mapping[str, SyntheticSet], data: ImageData, models: lis
 
     length: updates of protocol `corrected`. full_updates: of a network on all the data. Raises: ValueError, OSError.
     """
-    members, rows = [as_member(each, weights) for each in models], []
+    members, rows, device = [as_member(each, weights) for each in listed("models", models)], [], str(usable_device(device))
+    _check_sets(sets, data, members, [seed], protocol_named("corrected", length))
     share = lambda syn, member, protocol: evaluate(syn, data, [member], [seed], protocol, weights, length, device, False).accuracy[0] / 100  # noqa: E731
     for member in members:
         whole = full_data_accuracy(data, member, full_updates, device) / 100

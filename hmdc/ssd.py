@@ -13,11 +13,11 @@ from torch import nn
 from .models import Feature
 
 # %% ../nbs/08_ssd.ipynb #tokens
-def tokens(
-    feature: Feature,
-    size: tuple[int, int],  # (h, w) of the map
-) -> torch.Tensor:  # [B, 1 + h·w, C]
-    "A layer's semantic vector and resized spatial map as a sequence."
+def tokens(feature: Feature, size: tuple[int, int]) -> torch.Tensor:
+    """A layer's semantic vector and resized spatial map as a sequence.
+
+    size: (h, w) of the map. Returns [B, 1 + h·w, C].
+    """
     spatial = F.interpolate(feature.spatial, size=size, mode="bilinear", align_corners=True)
     return torch.cat([feature.semantic.unsqueeze(1), spatial.flatten(2).transpose(1, 2)], dim=1)
 
@@ -55,15 +55,19 @@ class SpatialSemanticDecomposition(nn.Module):
         self.maps_b = nn.ModuleList(nn.Linear(c, width) for c, _, _ in shapes_b)
         self.mixing = nn.Parameter(torch.zeros(len(shapes_a), len(shapes_b)))
 
-    def layer_weights(self) -> torch.Tensor:  # [target layers, source layers]
-        "The layer-matching matrix under its softmax; the deeper network is the source."
+    def layer_weights(self) -> torch.Tensor:
+        """The layer-matching matrix under its softmax; the deeper network is the source.
+
+        Returns [target layers, source layers].
+        """
         scores = self.mixing if self.mixing.shape[0] < self.mixing.shape[1] else self.mixing.T
         return scores.softmax(dim=1 if self.mix == "source" else 0)
 
-    def forward(
-        self, features_a: list[Feature], features_b: list[Feature]
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # z_a, z_b: [B, layers, 1 + h·w, width]
-        "Both stacks at the depth of the shallower network."
+    def forward(self, features_a: list[Feature], features_b: list[Feature]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both stacks at the depth of the shallower network.
+
+        Returns z_a, z_b: [B, layers, 1 + h·w, width].
+        """
         z_a, z_b = _stack(features_a, self.maps_a, self.size), _stack(features_b, self.maps_b, self.size)
         # z_i = Σ_j softmax(S)_ij z_j
         if len(features_a) < len(features_b):

@@ -13,7 +13,7 @@ import torch
 
 from .checks import check_condense
 from .data import ImageData
-from .engine import engine_for
+from .ranks import engine_for
 from .ensemble import Ensemble
 from .gbm import GradientBalance, group_shares
 from .pixels import Pixels

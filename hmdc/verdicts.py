@@ -134,11 +134,12 @@ def reproduced(ours: pd.Series, paper: float) -> str:
     return "no" if low > MARGIN or high < -MARGIN else "undecided"
 
 # %% ../nbs/18c_verdicts.ipynb #compare
-def compare(
-    frame: pd.DataFrame,  # a row per method, model, condensation and evaluation
-    name: str,  # "table1" or "table2"
-) -> pd.DataFrame:  # method, model, mean, std, n; with the paper's setting also paper, difference, reproduced
-    "The paper's numbers beside ours, where the setting is the paper's. Raises: ValueError, FileNotFoundError."
+def compare(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The paper's numbers beside ours, where the setting is the paper's. Raises: ValueError, FileNotFoundError.
+
+    frame: a row per method, model, condensation and evaluation. name: "table1" or "table2". Returns method, model, mean, std,
+    n; with the paper's setting also paper, difference, reproduced.
+    """
     ours, paper = summary(frame), _paper(name, frame["model"])
     other = [f"{c} is {frame[c].iloc[0]}, not {v}" for c, v in _PAPER_SETTING.items() if frame[c].iloc[0] != v]
     if other:
@@ -171,12 +172,12 @@ def _rates_line(frame: pd.DataFrame) -> str:
     return f"rates: by the kind of network for {', '.join(kinds)}" if kinds else "rates: of the protocol"
 
 
-def as_text(
-    frame: pd.DataFrame,  # a row per method, model, condensation and evaluation
-    initial: Mapping[str, str],  # an optimised method -> the method that holds its initial images; {} for none
-    reference: str = "random_packed",  # that every row is compared with, where it stands in the frame
-) -> str:
-    "The table, the verdicts, the cost, the setting and the provenance, to be read in a terminal. Raises: ValueError."
+def as_text(frame: pd.DataFrame, initial: Mapping[str, str], reference: str = "random_packed") -> str:
+    """The table, the verdicts, the cost, the setting and the provenance, to be read in a terminal. Raises: ValueError.
+
+    frame: a row per method, model, condensation and evaluation. initial: an optimised method -> the method that holds its
+    initial images; {} for none. reference: that every row is compared with, where it stands in the frame.
+    """
     tables = {
         "against the method's own initial images, points": verdict_table(frame, initial),
         f"against {reference}, points": verdict_table(frame, dict.fromkeys(frame["method"].unique(), reference)),

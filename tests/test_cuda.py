@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from test_engine import SEEN, SMOKE, Stage, apart, noise
 
-from hmdc.engine import Batched, Loop, engine_for
+from hmdc.engine import Batched, Loop
+from hmdc.ranks import engine_for
 from hmdc.trainer import condense
 
 pytestmark = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hmdc
-from hmdc.engine import Batched, Loop, Precision, dependence, training_pass
+from hmdc.engine import Batched, Loop, dependence
 from hmdc.ensemble import Ensemble
 from hmdc.fast_cpu import FastBlock, FastConv2d, plain, quicken, winograd
 from hmdc.matching import Gradients, labelled, respond, target_values
@@ -22,6 +22,7 @@ from hmdc.real import Pool, initial_images
 from hmdc.recipes import recipe
 from hmdc.threads import Threads
 from hmdc.trainer import balance_for, condense
+from hmdc.training import Precision, training_pass
 
 CPU = torch.device("cpu")
 FULL = Precision(CPU, bf16=False)

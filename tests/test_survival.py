@@ -19,6 +19,8 @@ from hmdc.trainer import condense
 KILLS = int(os.environ.get("KILLS", 5))
 RECIPE = recipe("hmdc", ipc=1, preset="smoke").replace(outer=3, inner=4)
 
+SERVED = ("hmdc.trainer", "hmdc.recipes", "sklearn.datasets")  # modules that processes have when they start
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 
 
@@ -41,7 +43,7 @@ def work(folder: Path) -> None:
 def server():
     """Processes that have torch and timm loaded when they start."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hmdc.trainer", "hmdc.recipes", "sklearn.datasets", "test_survival"])
+    context.set_forkserver_preload([*SERVED, "test_survival"])
     return context
 
 

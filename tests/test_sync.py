@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!._]*.ipynb"))
-MODULES = sorted((ROOT / "hmdc").glob("[!_]*.py"))
+MODULES = sorted(path for path in (ROOT / "hmdc").glob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
 
 
 @pytest.fixture
