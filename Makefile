@@ -13,7 +13,7 @@ ENV := PATH="$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
-.PHONY: help setup table1 table2 figures reproduce test fuzz torture slow architectures check notebooks export bench tune precision publish wheel lab clean
+.PHONY: help setup table1 table2 figures reproduce test fuzz torture slow architectures check notebooks export scaling bench tune precision publish wheel lab clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,9 @@ notebooks: setup ## Run the component notebooks and look_inside in place, so tha
 export: setup ## Write the modules from the notebooks, and clean the notebooks
 	@$(ENV) nbdev_export
 	@$(ENV) nbdev_clean
+
+scaling: setup ## Measure steps and memory against classes and images, into figures/ (minutes)
+	@$(ENV) python -c "from hmdc.scaling import save_scaling, scaling; save_scaling(scaling())"
 
 bench: setup ## Measure every part, plain and fast, on DEVICE (cpu, cuda), into figures/ (ten minutes on two cores, six on a GPU)
 	@for setting in $(if $(filter cuda%,$(DEVICE)),32px paper,cpu-small); do $(ENV) python -c \

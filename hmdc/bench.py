@@ -165,7 +165,7 @@ def _resident() -> float:
     except OSError:
         return float("nan")
 
-
+# %% ../nbs/24_bench.ipynb #measure-2
 def _give_back() -> None:
     "Return freed memory to the system, which glibc would keep: else a part that comes later seems to need none."
     try:

@@ -9,7 +9,8 @@ __all__ = ['Condense', 'Evaluate', 'Score', 'header', 'Info', 'Show', 'Convert',
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Union
@@ -151,23 +152,28 @@ def _text(table) -> str:
     return f"{table.attrs['caption']}\n\n{table.to_string()}"
 
 # %% ../nbs/23_cli.ipynb #info-command
+@contextmanager
+def _of_ours(path: Path) -> Iterator[None]:
+    "Whatever goes wrong with what a file says of itself, it is none of ours. Raises: ValueError."
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{path} is not a condensed set of hmdc, or cut off; `hmdc convert` reads the files of others") from None
+
+
 def header(path: Path) -> dict:
     "What a file of ours says of itself, read without torch. Raises: FileNotFoundError, ValueError."
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    with path.open("rb") as file:
+    with path.open("rb") as file, _of_ours(path):
         length = int.from_bytes(file.read(8), "little")
-        try:
-            found = json.loads(file.read(length) if length < 1 << 26 else "")
-            told = json.loads(found.pop("__metadata__")["hmdc"])
-            whole = 8 + length + max(t["data_offsets"][1] for t in found.values()) == path.stat().st_size
-            ours = whole and {"format", "classes", "meta"} <= set(told) and "images" in found
-            tensors = {name: {"dtype": t["dtype"], "shape": t["shape"]} for name, t in found.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            ours = False
-    if not ours:
-        raise ValueError(f"{path} is not a condensed set of hmdc, or cut off; `hmdc convert` reads the files of others")
-    return told | {"tensors": tensors}
+        found = json.loads(file.read(length) if length < 1 << 26 else "")
+        told = json.loads(found.pop("__metadata__")["hmdc"])
+        if 8 + length + max(t["data_offsets"][1] for t in found.values()) != path.stat().st_size:
+            raise ValueError("it is cut off")
+        if missing := {"format", "classes", "meta"} - set(told):
+            raise KeyError(missing)
+        return told | {"tensors": {name: {"dtype": t["dtype"], "shape": t["shape"]} for name, t in found.items()}}
 
 # %% ../nbs/23_cli.ipynb #info-command-2
 @dataclass(frozen=True)
@@ -184,11 +190,11 @@ class Info:
     file: File
     json: bool = False
 
-    def run(self) -> None:
-        told = header(self.file)
+    def lines(self, told: dict) -> dict[str, object]:
+        "What a person wants to know."
         meta, rule = told["meta"], told.get("decoding", told)
         recipe = meta.get("recipe", {}).get("name")
-        lines = {
+        return {
             "images": " × ".join(map(str, told["tensors"]["images"]["shape"])),
             "classes": f"{len(told['classes'])}: {', '.join(told['classes'][:10])}{', …' * (len(told['classes']) > 10)}",
             "unpacked by": ", ".join(f"{name} {rule[name]}" for name in ("factor", "order", "interpolation", "align_corners") if name in rule),
@@ -199,6 +205,11 @@ class Info:
             "format": told["format"],
             "hash": told.get("hash"),
         }
+
+    def run(self) -> None:
+        told = header(self.file)
+        with _of_ours(self.file):
+            lines = self.lines(told)
         _give(told, self.json, lambda: "\n".join(f"{name:12} {value}" for name, value in lines.items() if value is not None))
 
 # %% ../nbs/23_cli.ipynb #show-command

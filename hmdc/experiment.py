@@ -135,7 +135,7 @@ class Judgement(NamedTuple):
     model: Member
     seed: int  # of the evaluation
 
-
+# %% ../nbs/19_experiment.ipynb #kept-results-2
 def result_file(experiment: Experiment, run: PlannedRun, judgement: Judgement) -> Path:
     "Where the result of one evaluation is kept."
     settings, condensed, model = experiment.settings, condensed_folder(experiment, run).name, judgement.model

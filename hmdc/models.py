@@ -104,7 +104,7 @@ class _Start(NamedTuple):
     input_size: int | None  # px; None: the data's
     truth: str
 
-
+# %% ../nbs/03_models.ipynb #backbone-2
 def _classifier_prefixes(name: str) -> tuple[str, ...]:
     heads = probe(name).pretrained_cfg["classifier"]
     return tuple(f"{h}." for h in ([heads] if isinstance(heads, str) else heads))
@@ -123,7 +123,8 @@ def _needed(header: dict[str, str]) -> dict[str, int] | None:
     "The sizes that weights need; None where their file does not say. Raises: ValueError."
     if "timm_kwargs" not in header:
         return None
-    needed = json.loads(header["timm_kwargs"])
+    said = header["timm_kwargs"]
+    needed = json.loads(said) if len(said) < 1000 else said
     if not isinstance(needed, dict) or not needed.keys() <= _SIZES or not all(type(size) is int and 0 < size <= 4096 for size in needed.values()):
         raise ValueError(f"it asks for {brief(needed)}, where {' and '.join(sorted(_SIZES))} of 1 to 4096 px are granted")
     return needed

@@ -84,7 +84,7 @@ def check_seed(seed: object) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed!r}: it must be a whole number from 0 to 2**63 - 1")
 
-
+# %% ../nbs/00_provenance.ipynb #stream-2
 def stream(seed: int, *names: object) -> torch.Generator:
     """A generator derived from a seed and from what it is for.
 

@@ -133,8 +133,8 @@ class Rows:
 
 
 def where_they_fit(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    "Images on a GPU where they take less than half of its free memory; else where they are."
-    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+    "Images on the device that computes, where they are on another and take less than half of its free memory."
+    if device.type == "cpu" or (device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2):
         return images
     return images.to(device)
 

@@ -146,7 +146,7 @@ def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
     found = frame.groupby("method", sort=False)[list(columns)].median().rename(columns=columns)
     return found.astype({"inner steps": int, "updates to evaluate": int}).round(1)
 
-
+# %% ../nbs/18_report.ipynb #cost-table-2
 def at_equal_time(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:
     """Of every run the last look at its images that came within some seconds; rows without optimisation as they are.
 

@@ -128,6 +128,7 @@ def check_decoding(factor: int, order: str, size: int) -> None:
 
 # %% ../nbs/04_synthetic.ipynb #files
 _FORMAT = 3  # 1 had one rule of upsampling, 2 no targets, order and hash
+_MOST_HEADER = 1 << 24  # characters: what is read of JSON takes thirty times its size
 
 
 def content_hash(tensors: dict[str, torch.Tensor], header: dict) -> str:
@@ -149,6 +150,8 @@ def _write(syn: "SyntheticSet", path: str | Path) -> None:
         said = json.dumps(header | {"hash": content_hash(tensors, header)})
     except (TypeError, ValueError) as error:
         raise TypeError(f"meta cannot be saved: {error}; numbers, strings, lists and dicts can") from None
+    if len(said) > _MOST_HEADER:
+        raise ValueError(f"classes and meta take {len(said)} characters, more than the {_MOST_HEADER} that are read again")
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"hmdc": said})
 
@@ -169,8 +172,11 @@ def _read(path: str | Path) -> "SyntheticSet":
         raise FileNotFoundError(f"no condensed set at {path}")
     with reading(path, "is not a condensed set that SyntheticSet.save wrote, or is cut off"):
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["hmdc"])
+            said = (file.metadata() or {})["hmdc"]
             tensors = {key: file.get_tensor(key) for key in file.keys()}
+        if len(said) > _MOST_HEADER:
+            raise ValueError("its header is longer than any that is written")
+        header = json.loads(said)
         if int(header["format"]) > _FORMAT:
             raise ValueError(f"{path} is of format {brief(header['format'])}, written by a later hmdc: this one reads up to {_FORMAT}")
         if header.get("hash", found := content_hash(tensors, header)) != found:
@@ -211,7 +217,7 @@ def _as_meta(given: object) -> dict:
         raise TypeError(f"meta is {brief(repr(given))}: pass a dict of what is known about the set, or {{}}")
     return given
 
-
+# %% ../nbs/04_synthetic.ipynb #names-2
 def _as_statistics(given: object) -> Statistics:
     "A `Statistics`, also of a pair (mean, std). Raises: TypeError, ValueError."
     if isinstance(given, (tuple, list)) and len(given) == 2:

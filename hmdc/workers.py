@@ -107,7 +107,7 @@ def in_processes(prepare: Callable[[], object], work: Callable[[object, _Task], 
 def _prepared_from(pickled: bytes) -> object:
     return pickle.loads(pickled)()
 
-
+# %% ../nbs/18d_workers.ipynb #on-machine-2
 def _on_machine(pickled: bytes, work: Callable, task: object, folder: Path, gpus: int) -> tuple[Done, list[bytes]]:
     "A task on some machine, in a folder of the same name as here; what it says, and the content of the files that it leaves."
     folder.mkdir(parents=True, exist_ok=True)

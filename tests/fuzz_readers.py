@@ -53,6 +53,7 @@ from hmdc.synthetic import SyntheticSet
 
 SECONDS = 10.0  # for one file
 MEMORY = 2 << 30  # bytes that the child may ask for beyond what it starts with
+LARGEST = 4 << 20  # bytes of a mutant: small files show more in the same time
 LONGEST = 2000  # characters of what is said of one file
 SAMPLES = Path(__file__).parents[2] / "shared/formats/make_samples.py"  # of a checkout that has it beside it
 CANARY = "CANARY"  # a file in the working folder that any code which runs would make
@@ -156,7 +157,7 @@ def edit_json(rng: random.Random, tree: object) -> str:
             holder[rng.choice(("images", "x", "", "targets", str(key) * 2))] = holder.pop(key)
         elif action == 6:
             holder[key] = copy.deepcopy(rng.choice(there)[0])
-        else:
+        elif len(json.dumps(holder[key])) < 1000:
             holder[key] = [holder[key]] * rng.choice((2, 3, 1000))
     text = json.dumps(tree)
     if rng.random() < 0.03:  # deep, or of more digits than Python reads
@@ -601,7 +602,7 @@ def mutant(name: str, cases: list[Case], seed: int, index: int) -> Case:
     rng = random.Random(f"{seed} {name} {index}")
     case, strange = rng.choice(cases), rng.choice(list(rng.choice(cases).files.values()))
     target = rng.choice(list(case.files))
-    return case._replace(files=case.files | {target: mutate(rng, case.files[target], strange)})
+    return case._replace(files=case.files | {target: mutate(rng, case.files[target], strange)[:LARGEST]})
 
 
 def fault(error: BaseException, files: Iterable[str]) -> str | None:

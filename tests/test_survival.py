@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from hmdc.data import ImageData, load_dataset
+from hmdc.experiment import Experiment, results, run
+from hmdc.parameters import resolve
 from hmdc.recipes import recipe
 from hmdc.run import Progress
 from hmdc.synthetic import SyntheticSet
@@ -19,7 +21,7 @@ from hmdc.trainer import condense
 KILLS = int(os.environ.get("KILLS", 5))
 RECIPE = recipe("hmdc", ipc=1, preset="smoke").replace(outer=3, inner=4)
 
-SERVED = ("hmdc.trainer", "hmdc.recipes", "sklearn.datasets")  # modules that processes have when they start
+SERVED = ("hmdc.trainer", "hmdc.recipes", "hmdc.experiment", "sklearn.datasets")  # modules that processes have when they start
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 
@@ -68,25 +70,56 @@ def same(ours: Path, theirs: Path) -> bool:
     return torch.equal(*(syn.images for syn in sets)) and histories[0] == histories[1]
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_bits(server, undisturbed, tmp_path):
-    folder, draw = tmp_path / "run", random.Random(0)
-    kills = 0
-    for _ in range(10 * KILLS):
-        process = server.Process(target=work, args=(folder,))
+def killed(server, target, folder: Path, seconds: float) -> Path:
+    """Kill some work KILLS times, at any moment of the time that it takes alone; the folder in which it ended then.
+
+    Work that ended before it was killed often enough begins anew in another folder, and the counting goes on.
+    """
+    draw, kills, here = random.Random(0), 0, folder / "0"
+    for attempt in range(10 * KILLS):
+        process = server.Process(target=target, args=(here,))
         process.start()
-        process.join(draw.uniform(0.1, 0.9) * undisturbed[1] if kills < KILLS else None)
+        process.join(draw.uniform(0.1, 0.9) * seconds if kills < KILLS else None)
         if process.is_alive():
             process.kill()
             process.join()
             kills += 1
         elif kills == KILLS:
             break
-        elif (folder / "synthetic.safetensors").is_file():  # too quick for us: begin anew, and keep counting
-            assert same(folder, undisturbed[0])
-            folder = tmp_path / f"run{kills}"
+        elif process.exitcode == 0:
+            here = folder / str(attempt)
     assert kills == KILLS and process.exitcode == 0
-    assert same(folder, undisturbed[0])
-    assert not list(folder.glob("*checkpoint*")) and not list(folder.glob("*.partial"))
+    assert not list(here.rglob("*checkpoint*")) and not list(here.rglob("*.partial"))
+    return here
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_bits(server, undisturbed, tmp_path):
+    folder, seconds = undisturbed
+    assert same(killed(server, work, tmp_path, seconds), folder)
+
+
+def grid(folder: Path) -> Experiment:
+    """Two methods, two condensations, two evaluations of each; a device that is named by number works in this process."""
+    return Experiment.of(resolve({"preset": "smoke", "methods": "random,hmdc", "models": "convnet3", "seeds": "0,1x2", "ipc": 1,
+                                  "device": "cpu:0", "out_dir": str(folder)}, ()))
+
+
+def judge(folder: Path) -> None:
+    """Condense and judge, saving after every step."""
+    torch.set_num_threads(1)
+    Progress.save_every = 0.0
+    run(grid(folder), say=lambda line: None)
+
+
+def test_a_grid_of_evaluations_that_is_killed_ends_in_the_same_table(server, tmp_path):
+    for name in ("warm", "alone"):
+        begun = time.perf_counter()
+        process = server.Process(target=judge, args=(tmp_path / name,))
+        process.start()
+        process.join()
+    alone, disturbed = tmp_path / "alone", killed(server, judge, tmp_path / "killed", time.perf_counter() - begun)
+    same_columns = ["method", "model", "seed", "evaluation", "iterations", "updates", "accuracy"]
+    assert results(grid(disturbed))[same_columns].equals(results(grid(alone))[same_columns])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
