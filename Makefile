@@ -20,8 +20,9 @@ help: ## List the targets
 
 setup: $(INSTALLED) ## Create .venv and install everything into it (about 5 GB; once)
 
-# A reproduce notebook at its defaults, executed to runs/; finished runs are kept, and all three share them.
-REPRODUCE = $(ENV) papermill nbs/reproduce_$@.ipynb runs/$@.ipynb -k python3 -l python --log-output --no-progress-bar
+# A reproduce notebook at its defaults, executed to runs/; finished runs are kept, and all three share them. In the place of
+# the shell, so that a signal to make reaches it.
+REPRODUCE = exec env $(ENV) papermill nbs/reproduce_$@.ipynb runs/$@.ipynb -k python3 -l python --log-output --no-progress-bar
 
 table1: setup ## Regenerate Table 1 on digits, preset quick, and print it (minutes on two cores; finished runs are kept)
 	@mkdir -p runs
