@@ -109,9 +109,11 @@ def read_image(path: str | Path) -> Tensor:
     Returns [3,h,w] uint8.
     """
     try:
-        with Image.open(_content(path), formats=_formats()) as image:
+        content = _content(path)
+        with Image.open(content, formats=_formats()) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"it claims {image.width} × {image.height} pixels, more than the {MOST_PIXELS} that are read")
+            check_claim(3 * image.width * image.height, content.getbuffer().nbytes)
             ImageOps.exif_transpose(image, in_place=True)
             return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
     except UnidentifiedImageError:

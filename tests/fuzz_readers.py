@@ -158,7 +158,7 @@ def edit_json(rng: random.Random, tree: object) -> str:
         elif action == 6:
             holder[key] = copy.deepcopy(rng.choice(there)[0])
         elif len(json.dumps(holder[key])) < 1000:
-            holder[key] = [holder[key]] * rng.choice((2, 3, 1000))
+            holder[key] = [copy.deepcopy(holder[key]) for _ in range(rng.choice((2, 3, 1000)))]
     text = json.dumps(tree)
     if rng.random() < 0.03:  # deep, or of more digits than Python reads
         old, new = rng.choice(("null", "1", "2", '"')), rng.choice(("[" * 100_000, "9" * 5000, '{"a":' * 50_000, "nul"))

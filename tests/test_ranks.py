@@ -68,7 +68,7 @@ def sets(server, world: int, folder: Path, name: str, out: Path | None = None) -
 def test_any_number_of_processes_gives_what_one_gives(name, server, tmp_path):
     """Three classes: two processes have one and two of them, the fourth of four has none."""
     (alone,) = sets(server, 1, tmp_path / "1", name)
-    for world in (2, 4) if name == "hmdc" else (2,):
+    for world in (2, 4) if name == "features" else (2,):
         for syn in sets(server, world, tmp_path / f"{world}", name):
             torch.testing.assert_close(syn.images, alone.images, rtol=0, atol=1e-5)
 

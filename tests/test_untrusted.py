@@ -176,6 +176,7 @@ IMAGE_BOMBS = {
     "a.bmp": (b"BM" + struct.pack("<IHHIIiiHH24x", 60, 0, 0, 54, 40, 60_000, 60_000, 1, 24), "exceeds limit"),
     "a.ppm": (b"P6 100000 100000 255\n", "exceeds limit"),
     "chunk.png": (png(100, 100, 0)[:33] + b"\xff\xff\xff\xf0IDAT", "cannot read"),
+    "small.png": (png(8, 8_000_000, 10), "claim to hold far more than they can"),
     "b.ppm": (b"P5 9000 9000 255\n", "claims 9000 × 9000 pixels"),
 }
 
