@@ -72,15 +72,18 @@ class Condense:
     json: bool = False
 
     def run(self) -> None:
-        if self.output.exists():
-            raise FileExistsError(f"{self.output} exists: name another file, nothing is overwritten")
+        _check_new(self.output)
+        from hmdc.ranks import is_first, joined
         from hmdc.recipes import recipe
         from hmdc.trainer import condense
-        data = self.images.load()
-        made = recipe(self.recipe, self.ipc, self.preset, self.weights, data.name)
-        syn = condense(made, data, self.output.with_name(f"{self.output.name}.run"), self.seed, self.device)
-        syn.save(self.output)
-        _give({"file": str(self.output), "set": repr(syn), "seconds": syn.meta["seconds"]}, self.json, lambda: f"{self.output}: {syn}")
+        with joined():
+            data = self.images.load()
+            made = recipe(self.recipe, self.ipc, self.preset, self.weights, data.name)
+            syn = condense(made, data, self.output.with_name(f"{self.output.name}.run"), self.seed, self.device)
+            if is_first():
+                syn.save(self.output)
+                told = {"file": str(self.output), "set": repr(syn), "seconds": syn.meta["seconds"]}
+                _give(told, self.json, lambda: f"{self.output}: {syn}")
 
 # %% ../nbs/23_cli.ipynb #evaluate-command
 @dataclass(frozen=True)
