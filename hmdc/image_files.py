@@ -9,20 +9,23 @@ __all__ = ['IMAGE_SUFFIXES', 'MOST_PIXELS', 'KEPT_FROM', 'brief', 'reading', 'ch
 # %% ../nbs/00b_image_files.ipynb #imports
 import functools
 import io
+import json
+import math
 import os
+import struct
 import unicodedata
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .provenance import config_hash, replacing
@@ -144,15 +147,21 @@ def _first_readable(files: list[Path]) -> Tensor:  # [3,h,w] uint8
             told.append(str(error))
     raise OSError(f"{len(files)} of {len(files)} images cannot be read; repair or remove them:\n" + "\n".join(told))
 
+# %% ../nbs/00b_image_files.ipynb #in-memory
+def _in_memory(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8)
+
 # %% ../nbs/00b_image_files.ipynb #read-images
-def read_images(files: list[Path], image_size: int | None = None, fit: str = "crop") -> Tensor:
+def read_images(files: list[Path], image_size: int | None = None, fit: str = "crop",
+                room: Callable[[tuple[int, ...]], Tensor] = _in_memory) -> Tensor:
     """All `files` in one tensor. Raises: OSError naming every unreadable file, ValueError for sizes that differ.
 
-    image_size: pixels; None: the files must all be squares of one size. fit: as for `resize`. Returns [N,3,H,H] uint8.
+    image_size: pixels; None: the files must all be squares of one size. fit: as for `resize`. room: makes the tensor of a
+    shape that is filled. Returns [N,3,H,H] uint8.
     """
     first = _first_readable(files)
     side = _side(files[0], first, image_size)
-    images, unreadable = torch.empty(len(files), 3, side, side, dtype=torch.uint8), {}
+    images, unreadable = room((len(files), 3, side, side)), {}
 
     def read_some(start: int) -> None:
         for i in range(start, min(start + 32, len(files))):
@@ -260,9 +269,34 @@ def _listing(files: list[Path]) -> str:
     "A hash of the names, sizes and times of files."
     return config_hash([(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files])
 
+# %% ../nbs/00b_image_files.ipynb #on-disk
+_MIB = 2**20
+
+
+def _on_disk(path: Path, listing: str, shape: tuple[int, ...]) -> Tensor:
+    "A safetensors file of images, uint8, as a tensor: what is written to it stands in the file. Raises: OSError."
+    size = math.prod(shape)
+    held = {"dtype": "U8", "shape": shape, "data_offsets": (0, size)}
+    header = json.dumps({"__metadata__": {"listing": listing}, "images": held}).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for start in range(0, size, _MIB):
+            file.write(bytes(min(_MIB, size - start)))
+    return torch.from_numpy(np.memmap(path, np.uint8, "r+", 8 + len(header), shape))
+
+# %% ../nbs/00b_image_files.ipynb #held-images
+def _held(kept: Path, listing: str) -> Tensor | None:
+    "The images of a listing that a file holds, mapped; None where it does not hold them."
+    try:
+        with safe_open(kept, framework="pt") as held:
+            return held.get_tensor("images") if (held.metadata() or {}).get("listing") == listing else None
+    except (OSError, SafetensorError):
+        return None
+
 # %% ../nbs/00b_image_files.ipynb #kept-images
 def kept_images(files: list[Path], folder: Path, image_size: int | None = None, fit: str = "crop") -> Tensor:
-    """As `read_images`; where there are many, kept in the user's cache until a file changes. Raises: OSError, ValueError.
+    """As `read_images`; where there are many, decoded once into the user's cache, and mapped. Raises: OSError, ValueError.
 
     folder: in which they lie. image_size: pixels; None: the files must all be squares of one size. fit: as for `resize`.
     Returns [N,3,H,H] uint8.
@@ -271,16 +305,14 @@ def kept_images(files: list[Path], folder: Path, image_size: int | None = None, 
         return read_images(files, image_size, fit)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmdc"
     kept, listing = cache / f"{config_hash([str(folder.resolve()), image_size, fit])}.safetensors", _listing(files)
-    try:
-        with safe_open(kept, framework="pt") as held:
-            if (held.metadata() or {}).get("listing") == listing:
-                return held.get_tensor("images")
-    except (OSError, SafetensorError):
-        pass
-    images = read_images(files, image_size, fit)
-    try:
-        with replacing(kept) as partial:
-            save_file({"images": images}, partial, metadata={"listing": listing})
-    except OSError as error:
-        warnings.warn(f"the decoded images of {folder} cannot be kept for the next time: {error}")
-    return images
+    images = _held(kept, listing)
+    if images is None:
+        try:
+            with replacing(kept) as partial:
+                read_images(files, image_size, fit, functools.partial(_on_disk, partial, listing))
+            images = _held(kept, listing)
+        except OSError as error:
+            if error.errno is None:  # an image, not the cache
+                raise
+            warnings.warn(f"the decoded images of {folder} cannot be kept for the next time: {error}")
+    return read_images(files, image_size, fit) if images is None else images
