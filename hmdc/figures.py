@@ -32,12 +32,16 @@ NAMES = {
     "two_models": "Two models", "two_models_gbm": "Two models + GBM", "two_models_md": "Two models + MD", "hmdc": "HMDC", "hmdc_bf16": "HMDC, bf16",
     "hmdc_md_training": "HMDC, MD in training only", "hmdc_md_images": "HMDC, MD on images only",
     "hmdc_features": "HMDC on features", "hmdc_trajectories": "HMDC on trajectories",
+    "one_model": "ConvNet alone", "three_models": "Three models + GBM", "four_models": "Four models + GBM", "dream_vit": "DREAM with the ViT",
+    "hmdc_last": "HMDC, last sample", "hmdc_ema": "HMDC, decaying mean", "hmdc_both": "HMDC + mean features",
+    "hmdc_characteristic": "HMDC + characteristic function", "hmdc_ages": "HMDC, a pool of ages",
     "idc_released": "IDC, as released", "dream_released": "DREAM, as released",
     "two_models_released": "Two models, as released", "hmdc_released": "HMDC, as released",
     "convnet3": "ConvNet-3", "resnet18": "ResNet18", "resnet50": "ResNet50", "resnet101": "ResNet101",
     "resnet18_cifar": "ResNet18 (3×3 stem)", "resnet50_cifar": "ResNet50 (3×3 stem)",
     "resnet101_cifar": "ResNet101 (3×3 stem)", "vit_nano_patch4": "ViT-nano", "vit_tiny_patch16_224": "ViT-tiny",
-    "vit_small_patch16_224": "ViT-small", "vit_base_patch16_224": "ViT-base",
+    "convnext_atto": "ConvNeXt-atto", "efficientnet_b0": "EfficientNet-B0", "tf_efficientnet_lite0": "EfficientNet-Lite0",
+    "tf_efficientnet_lite1": "EfficientNet-Lite1", "tf_efficientnet_lite2": "EfficientNet-Lite2", "vit_small_patch16_224": "ViT-small", "vit_base_patch16_224": "ViT-base",
     "md": "MD", AVERAGE: "Average",
 }
 
