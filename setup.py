@@ -12,7 +12,8 @@ PYTHONS = ("3.10", "3.11", "3.12")  # tried; the lowest has to be settings.ini's
 config = ConfigParser(delimiters=["="])
 config.read(ROOT / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = {key.removesuffix("_requirements"): value.split() for key, value in settings.items() if key.endswith("_requirements")}
+# The name of an extra is written with hyphens (PEP 685).
+extras = {key.removesuffix("_requirements").replace("_", "-"): value.split() for key, value in settings.items() if key.endswith("_requirements")}
 
 
 def description() -> str:

@@ -23,7 +23,9 @@ from safetensors import safe_open
 from torch import nn
 
 import hmdc.architectures  # noqa: F401 - registers them in timm
+from .data import Statistics
 from .image_files import brief, reading
+from .package_weights import INSTALL, PACKAGED, packaged_file, packaged_state
 from .provenance import check_settings, checked, seeded
 from .second_derivatives import twice_differentiable
 
@@ -72,9 +74,10 @@ def _check_reachable(name: str) -> None:
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, "model.safetensors"), timeout=5)
     except Exception as error:  # the client's own, the operating system's, or those of its HTTP library
+        install = f", or install them: {INSTALL}" * (name in PACKAGED)
         raise OSError(
             f"the ImageNet weights of {name} are neither cached nor within reach ({type(error).__name__}): "
-            "pass weights='scratch', or a folder that holds " + f"{name}.safetensors"
+            "pass weights='scratch', or a folder that holds " + f"{name}.safetensors{install}"
         ) from error
 
 # %% ../nbs/03_models.ipynb #check-weights
@@ -82,13 +85,15 @@ def check_weights(name: str, weights: str) -> str:
     """Find out what a model will start from, before any work. Raises: ValueError, FileNotFoundError, OSError.
 
     name: a timm model. weights: "scratch", "imagenet", or a folder or file of safetensors. Returns what the model will really
-    start from: "scratch", "imagenet", or the file's name.
+    start from: "scratch", "imagenet" (the hub's), or the name of a file, which an installed package may hold.
     """
     if weights == "scratch" or not _is_published(name):
         if weights not in ("scratch", "imagenet") and not Path(weights).exists():
             _weights_file(name, weights)
         return "scratch"
     if weights == "imagenet":
+        if packaged := packaged_file(name):
+            return packaged.name
         _check_reachable(name)
         return "imagenet"
     path = _weights_file(name, weights)
@@ -103,6 +108,7 @@ class _Start(NamedTuple):
     kwargs: dict  # timm arguments the weights need
     input_size: int | None  # px; None: the data's
     truth: str
+    statistics: Statistics | None = None  # of the images that the weights expect; None: not known
 
 # %% ../nbs/03_models.ipynb #backbone-2
 def _classifier_prefixes(name: str) -> tuple[str, ...]:
@@ -114,6 +120,18 @@ def _without_classifier(state: dict[str, torch.Tensor], name: str) -> dict[str, 
     "Drop the classifier, cast what is floating point to float32."
     head = _classifier_prefixes(name)
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items() if not k.startswith(head)}
+
+# %% ../nbs/03_models.ipynb #published
+def _published(name: str, kwargs: tuple, truth: str) -> _Start:
+    "ImageNet weights of an installed package, or of the hub where `truth` is \"imagenet\". Raises: ValueError, OSError."
+    config = probe(name).pretrained_cfg
+    if truth == "imagenet":
+        with seeded(torch.Generator()):  # what it draws is overwritten
+            state = timm.create_model(name, pretrained=True, num_classes=0, **dict(kwargs)).state_dict()
+    else:
+        state = packaged_state(name)
+    size = dict(kwargs).get("img_size", config["input_size"][-1])
+    return _Start(_without_classifier(state, name), {}, size, truth, Statistics(config["mean"], config["std"]))
 
 # %% ../nbs/03_models.ipynb #read-weights
 _SIZES = {"img_size", "patch_size"}  # px, what a file may ask of timm
@@ -145,11 +163,8 @@ def starting_weights(name: str, weights: str, kwargs: tuple) -> _Start:
     truth = check_weights(name, weights)
     if truth == "scratch":
         return _Start(None, {}, None, truth)
-    if truth == "imagenet":
-        with seeded(torch.Generator()):  # what it draws is overwritten
-            model = timm.create_model(name, pretrained=True, num_classes=0, **dict(kwargs))
-        size = dict(kwargs).get("img_size", model.pretrained_cfg["input_size"][-1])
-        return _Start(_without_classifier(model.state_dict(), name), {}, size, truth)
+    if weights == "imagenet":
+        return _published(name, kwargs, truth)
     state, needed = _read_weights(_weights_file(name, weights), name)
     # A file that does not say what its weights need is the hub's own, and they were trained at the hub's size.
     size = probe(name).pretrained_cfg["input_size"][-1] if needed is None else needed.get("img_size")
@@ -164,9 +179,11 @@ class Network(nn.Module):
         model: nn.Module,  # a timm model
         input_size: int,  # px
         weights: str = "scratch",  # what it really started from
+        statistics: Statistics | None = None,  # of the images that these weights expect; None: scratch, or not known
     ):
         super().__init__()
-        self.model, self.input_size, self.weights = model, input_size, weights
+        self.model, self.input_size = model, input_size
+        self.weights, self.statistics = weights, statistics
 
     def resize(self, x: torch.Tensor) -> torch.Tensor:
         "Images [B,3,H,W] at the size that the model takes."
@@ -250,7 +267,7 @@ def create_model(name: str, num_classes: int, image_size: int, weights: str = "s
     model = twice_differentiable(model)
     if start.state is not None:
         _load_backbone(model, start, name)
-    return Network(model, size, start.truth)
+    return Network(model, size, start.truth, start.statistics)
 
 # %% ../nbs/03_models.ipynb #split
 class Feature(NamedTuple):

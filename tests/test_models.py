@@ -15,12 +15,15 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
 
 from hmdc import Member, condense, create_model, evaluate, models, recipe, tap
-from hmdc.data import ImageData
+from hmdc.data import ImageData, Statistics
+from hmdc.image_files import resize
 from hmdc.matching import Gradients, respond, target_values
 from hmdc.md import Distillation
 from hmdc.models import check_weights
+from hmdc.package_weights import INSTALL, packaged_file, packaged_state
 from hmdc.provenance import seeded
 from hmdc.ssd import SpatialSemanticDecomposition, shapes
 
@@ -345,6 +348,62 @@ def test_imagenet_weights_keep_their_input_size(fresh_checks, monkeypatch, name)
     state = network.model.state_dict()
     assert published and all(torch.equal(state[key], value) for key, value in published.items())
     assert network(noise(32, 0)).shape == (2, 5)
+
+
+# --- ImageNet weights that are packages ------------------------------------------------------------------------------
+
+LITE = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
+needs_packages = pytest.mark.skipif(not all(map(packaged_file, LITE)), reason=f"no packages of weights: {INSTALL}")
+
+
+def counted(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors without the counters of batch norm, in their order."""
+    return [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+
+
+@needs_packages
+@pytest.mark.parametrize("name, tensors, size", [(LITE[0], 247, 224), (LITE[1], 322, 240)])
+def test_a_network_starts_from_the_numbers_of_a_package_without_a_hub(fresh_checks, monkeypatch, name, tensors, size):
+    for function in ("try_to_load_from_cache", "get_hf_file_metadata"):
+        monkeypatch.setattr(huggingface_hub, function, forbidden)
+    file, before = packaged_file(name), global_states()
+    assert check_weights(name, "imagenet") == file.name
+    network = create_model(name, 10, 32, "imagenet", generator=seed())
+    assert_untouched(before)
+    held, own = counted(torch.load(file, weights_only=True)), counted(network.model.state_dict())
+    assert len(held) == len(own) == tensors
+    assert all(map(torch.equal, held[:-2], own[:-2])) and [len(value) for value in own[-2:]] == [10, 10]  # the classifier is new
+    assert (network.weights, network.input_size, network.statistics) == (file.name, size, Statistics([0.5] * 3, [0.5] * 3))
+
+
+@needs_packages
+@pytest.mark.parametrize("name", LITE)
+def test_the_numbers_of_a_package_recognise_a_photograph(name):
+    """So tensors that agree in shape are not in each other's places."""
+    model = timm.create_model(name).eval()
+    model.load_state_dict(packaged_state(name))
+    photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        scores = model(Statistics([0.5] * 3, [0.5] * 3).normalise(resize(photograph, 224)))
+    assert 698 in scores.topk(3).indices  # palace
+
+
+@needs_packages
+def test_hmdc_takes_a_step_with_a_network_of_a_package(small_data):
+    members = Member("convnet3", kwargs={"width": 4}), Member(LITE[0], "imagenet", input_size=64)
+    syn = condense(recipe("hmdc", ipc=1, preset="smoke", inner=1, members=members), small_data, progress=False)
+    assert syn.images.isfinite().all()
+
+    networks, labels = [member.build(3, 16, seed()).eval() for member in members], torch.tensor([1, 1])
+    torch.nn.init.normal_(networks[1].classifier_parameters()[0], generator=seed(1))
+    real = respond(networks, noise(16, 2), labels, create_graph=False)
+    synthetic = respond(networks, noise(16, 3).requires_grad_(), labels, create_graph=True)
+    ensemble = SimpleNamespace(names=["convnet3", LITE[0]], pairs={
+        (0, 1): SpatialSemanticDecomposition(*(shapes(features) for _, features in real.taps))})
+    targets = [*Gradients().bind(ensemble), *Distillation().bind(ensemble)]
+    for target, value in zip(targets, target_values(targets, real, synthetic)):
+        gradient = torch.autograd.grad(value, synthetic.images, retain_graph=True)[0]
+        assert gradient.isfinite().all() and gradient.any(), target.name
 
 
 # --- randomness ------------------------------------------------------------------------------------------------------
