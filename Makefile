@@ -5,6 +5,7 @@ PYTHON ?=
 DATASET ?= digits
 DEVICE ?= cpu
 WEIGHTS ?=
+STANDIN_DATA ?= cifar100
 
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.hmdc-installed
@@ -13,7 +14,7 @@ ENV := PATH="$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
-.PHONY: help setup table1 table2 figures reproduce test fuzz torture slow architectures check notebooks export scaling bench tune precision publish wheel lab clean
+.PHONY: help setup table1 table2 figures reproduce test fuzz torture slow architectures check notebooks export scaling bench tune standins precision publish wheel lab clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +87,10 @@ bench: setup ## Measure every part, plain and fast, on DEVICE (cpu, cuda), into 
 tune: setup ## Choose the rates of protocol `corrected` on CIFAR-10, into data/protocol/rates.csv; WEIGHTS: the stand-ins' folder
 	@$(ENV) python -c 'from hmdc.data import load_dataset; from hmdc.tuning import tune, tuned_members; \
 	  tune(load_dataset("cifar10").holdout(0.04, 0), tuned_members("$(WEIGHTS)"), "data/protocol/rates.csv")'
+
+standins: setup ## Pretrain stand-ins for ImageNet weights on STANDIN_DATA (cifar100, or a folder), on DEVICE, into data/standins (hours on a CPU)
+	@$(ENV) python -c 'from hmdc.data import load_dataset; from hmdc.standins import standins; \
+	  standins(load_dataset("$(STANDIN_DATA)", image_size=32), "data/standins", device="$(DEVICE)")'
 
 precision: setup ## Condense DATASET (digits) in fp32 and in bf16 and compare the accuracies, into figures/ (8 minutes for digits)
 	@$(ENV) python -c 'from hmdc.bench import save_precision; save_precision("$(DATASET)")'
