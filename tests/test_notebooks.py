@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 KINDS = {  # a notebook's kind follows from its name
     "component": r"\d\d[a-z]?_\w+",  # exports a module, committed with its outputs
-    "reproduce": r"reproduce_\w+",  # has parameters, committed without outputs
+    "reproduce": r"(reproduce|study)_\w+",  # has parameters, committed without outputs
     "document": r"look_inside",  # has parameters, committed with its outputs
 }
 PLAIN_KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
@@ -45,7 +45,7 @@ UNWANTED = {  # in the text of outputs
 def kind(stem: str) -> str:
     """Component, reproduce or document."""
     fitting = [name for name, pattern in KINDS.items() if re.fullmatch(pattern, stem)]
-    assert fitting, f"{stem}.ipynb: a notebook is called NN_module, reproduce_something or look_inside"
+    assert fitting, f"{stem}.ipynb: a notebook is called NN_module, reproduce_something, study_something or look_inside"
     return fitting[0]
 
 
