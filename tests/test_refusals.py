@@ -40,6 +40,7 @@ from hmdc.experiment import Experiment, condensed_folder, judgements, result_fil
 from hmdc.experts import train_experts
 from hmdc.exports import to_datasets, to_hmdc, to_idc
 from hmdc.figures import save as save_figure
+from hmdc.history import COLUMNS
 from hmdc.lifecycles import expert_files
 from hmdc.md import Distillation
 from hmdc.paradigms import Features
@@ -76,6 +77,8 @@ HALF = ((0.5,) * 3, (0.25,) * 3)  # mean and standard deviation
 FLOATS, LABELS = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3).repeat(2)
 PEERS = torch.tensor(0.5).expand(20, 3, 32, 32), torch.arange(10).repeat_interleave(2)  # its file holds one number
 ROWS = [(0, inner, "md", 1.0, 1.0, 1.0, 1.0) for inner in range(900)]  # of a history
+HISTORIES = {"words": b"epoch,loss\n1,0.5\n", "noise": b"\x00\xff\xfe" * 99, "empty": b"",  # and none of a run
+             "letters": (",".join(COLUMNS) + "\n0,a,md,1,1,1,1\n").encode(), "short": (",".join(COLUMNS) + "\n0,0\n").encode()}
 
 
 def data(**changes) -> ImageData:
@@ -104,6 +107,11 @@ def parameters(**given) -> Experiment:
 def kept() -> Experiment:
     """One that works in this process: only on the device that is called plainly cpu are there others."""
     return parameters(device="cpu:0", out_dir="kept")
+
+
+def going_on(folder: str) -> Callable:
+    """To condense where a run has begun."""
+    return lambda: condense(SMOKE, DATA, folder, device="cpu", progress=False)
 
 
 # --- bad input that lies in files --------------------------------------------------------------------------------------
@@ -176,9 +184,10 @@ def write_peers(here: Path) -> None:
 
 def write_runs(here: Path) -> None:
     """Results folders that cannot go on, and one that can."""
-    for name in ("held", "old"):
-        RunFolder(here / name, run_settings(SMOKE if name == "old" else RANDOM, DATA, 0))
-    RunFolder(here / "going", run_settings(SMOKE, DATA, 0))
+    for name in ("held", "old", "going", *HISTORIES):
+        RunFolder(here / name, run_settings(RANDOM if name == "held" else SMOKE, DATA, 0))
+    for name, content in HISTORIES.items():
+        (here / name / "history.csv").write_bytes(content)
     (here / "held/.lock").touch()
     state = io.BytesIO()
     torch.save({"versions": {"torch": "1.0"}, "state": {}}, state)
@@ -513,6 +522,12 @@ FILE_ROWS = [
      "the weights resnet18.safetensors do not fit resnet18"),
     ("a damaged result", lambda: results(parameters(device="cpu:0", out_dir="spoilt")),
      ValueError, "is damaged, or no result: remove it"),
+    ("to go on in a folder with a foreign history", going_on("words"), ValueError, "words/history.csv is damaged, or no history "
+     "of a run: move it away, and the same call goes on (its columns are epoch, loss)"),
+    ("to go on with a history of noise", going_on("noise"), ValueError, "noise/history.csv is damaged, or no history of a run"),
+    ("to go on with an empty history", going_on("empty"), ValueError, "empty/history.csv is damaged, or no history of a run"),
+    ("to go on with a history of letters", going_on("letters"), ValueError, "letters/history.csv is damaged, or no history"),
+    ("to go on with a history that is cut off", going_on("short"), ValueError, "short/history.csv is damaged, or no history"),
     ("a peer's file that is not there", lambda: read_set("peers/absent.pt"), FileNotFoundError, "there is no peers/absent.pt"),
     ("an empty file", lambda: read_set("peers/empty.pt"), ValueError, "peers/empty.pt is empty: copy or download it again"),
     ("a web page", lambda: read_set("peers/page.pt"), ValueError, "peers/page.pt is a web page, which a server sent instead"),
