@@ -33,10 +33,11 @@ from safetensors.torch import save_file
 
 from hmdc import Member, SyntheticSet, condense, evaluate, load_dataset, recipe
 from hmdc.bench import save_cost
+from hmdc.bounds import bounds
 from hmdc.cli import main
 from hmdc.data import ImageData, Statistics
 from hmdc.exchange import read_set
-from hmdc.experiment import Experiment, condensed_folder, judgements, result_file, results, run
+from hmdc.experiment import Experiment, condensed_folder, history, judgements, result_file, results, run
 from hmdc.experts import train_experts
 from hmdc.exports import to_datasets, to_hmdc, to_idc
 from hmdc.figures import save as save_figure
@@ -51,6 +52,7 @@ from hmdc.saves import write_state
 from hmdc.scores import label_robust, robust_scores, score
 from hmdc.settings import Ages, Length
 from hmdc.synthetic import unpack
+from hmdc.tuning import tune
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="disks, locks and rights are those of POSIX")
 
@@ -203,6 +205,12 @@ def write_runs(here: Path) -> None:
     result = here / result_file(spoilt, only, judgements(spoilt, only, False)[0])
     result.parent.mkdir(parents=True)
     result.write_text('{"accuracy": 9')
+    course = parameters(methods="hmdc", out_dir=here / "spoilt")
+    (folder := condensed_folder(course, course.runs[0])).mkdir(parents=True)
+    (folder / "history.csv").write_bytes(HISTORIES["words"])
+    bounds(replace(spoilt, settings=replace(spoilt.settings, out_dir=here / "spoilt")), 1, say=str)
+    for bound in (here / "spoilt/bounds").iterdir():
+        bound.write_text("[]")
 
 
 def furnish(here: Path) -> None:
@@ -522,6 +530,12 @@ FILE_ROWS = [
      "the weights resnet18.safetensors do not fit resnet18"),
     ("a damaged result", lambda: results(parameters(device="cpu:0", out_dir="spoilt")),
      ValueError, "is damaged, or no result: remove it"),
+    ("a bound that is a list", lambda: bounds(parameters(device="cpu:0", out_dir="spoilt"), 1, say=str),
+     ValueError, ".json is damaged, or no result: remove it"),
+    ("to draw a foreign history", lambda: history(parameters(methods="hmdc", out_dir="spoilt")),
+     ValueError, "history.csv is damaged, or no history of a run: remove its folder"),
+    ("to tune into a file of something else", lambda: tune(DATA.holdout(0.25, 0), [CONVNET], "theirs.txt"),
+     ValueError, "theirs.txt is damaged, or no curve of rates: name another file"),
     ("to go on in a folder with a foreign history", going_on("words"), ValueError, "words/history.csv is damaged, or no history "
      "of a run: move it away, and the same call goes on (its columns are epoch, loss)"),
     ("to go on with a history of noise", going_on("noise"), ValueError, "noise/history.csv is damaged, or no history of a run"),
