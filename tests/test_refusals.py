@@ -19,6 +19,7 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -901,6 +902,21 @@ def test_a_run_during_which_the_disk_fills_goes_on_to_the_same_bits(furniture, t
     with inside(copied(furniture, tmp_path / "calm")):
         call()
         assert ours == made()
+
+
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="TensorBoard is not installed")
+def test_a_run_goes_on_where_tensorboard_finds_no_room(furniture, tmp_path, capfd):
+    """The disk of its folder alone is full; the run's has room."""
+    if not can_mount():
+        pytest.skip("no disk can be mounted here")
+    run = tmp_path / "run"
+    RunFolder(run, run_settings(SMOKE, DATA, 0))
+    with disk_with(0, furniture / "nothing", run / "tensorboard"):
+        with pytest.warns(UserWarning, match=f"{NO_ROOM}: .*from here the run goes on without TensorBoard") as told:
+            syn = condense(SMOKE, DATA, run, device="cpu", progress=False)
+    assert len(told) == 1 and capfd.readouterr().err == ""  # no thread dies aloud
+    assert syn == condense(SMOKE, DATA, device="cpu", progress=False)
+    assert {path.name for path in run.iterdir()} >= {"history.csv", "snapshots", "synthetic.safetensors"}
 
 
 # --- printed -----------------------------------------------------------------------------------------------------------
