@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from .augment import training_batch
 from .data import ImageData
 from .evaluation import accuracy
-from .experiment import Experiment
+from .experiment import Experiment, kept_row
 from .fast_cpu import quicken
 from .heads import linear_probe_accuracy
 from .models import Member
@@ -77,6 +77,7 @@ def bounds(experiment: Experiment, full_updates: int, say: Callable[[str], None]
     """Chance, all the data, and for pretrained networks the linear probe: a row per bound, model and seed.
 
     full_updates: of a network on all the data. What is there is read from `<out_dir>/bounds`; the rest is found and kept.
+    Raises: ValueError where a kept one is damaged, naming its file.
     """
     rows = []
     for asked, find in _wanted(experiment, full_updates):
@@ -89,7 +90,7 @@ def bounds(experiment: Experiment, full_updates: int, say: Callable[[str], None]
             with replacing(path) as partial:
                 partial.write_text(json.dumps(row, indent=1))
             say(f"{asked['bound']}, {asked['model'].label}: {found['accuracy']:.1f} %")
-        rows.append(json.loads(path.read_text()))
+        rows.append(kept_row(path))
     return pd.DataFrame(rows)
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PlannedRun', 'table_runs', 'figure_runs', 'on_held_out', 'Experiment', 'condensed_folder', 'judged', 'condensed_set',
-           'Judgement', 'result_file', 'judgements', 'open_results', 'cores', 'plan', 'run', 'results', 'history']
+           'Judgement', 'result_file', 'judgements', 'open_results', 'cores', 'plan', 'run', 'kept_row', 'results',
+           'history']
 
 # %% ../nbs/19_experiment.ipynb #imports
 import dataclasses
@@ -286,10 +287,12 @@ def run(experiment: Experiment, say=print) -> None:
                            "open") from next(iter(failed.values()))
 
 # %% ../nbs/19_experiment.ipynb #kept-row
-def _kept_row(path: Path) -> dict:
-    "What a file of results says. Raises: ValueError, naming it."
+def kept_row(path: Path) -> dict:
+    "What a file says that keeps one accuracy. Raises: ValueError, naming it."
     with reading(path, "is damaged, or no result: remove it, and run the experiment again"):
-        return dict(json.loads(path.read_text()))
+        if "accuracy" not in (row := dict(json.loads(path.read_text()))):
+            raise ValueError("it has no accuracy")
+        return row
 
 # %% ../nbs/19_experiment.ipynb #results
 def _asked(experiment: Experiment, run: PlannedRun) -> dict:
@@ -312,19 +315,20 @@ def results(experiment: Experiment, course: bool = False) -> pd.DataFrame:
     rows = []
     for (run, (outer, *_)), path in zip(wanted, paths):
         budget = {"outer": outer, "iterations": outer * experiment.recipe(run).length.inner}
-        rows.append(_asked(experiment, run) | budget | _kept_row(path))
+        rows.append(_asked(experiment, run) | budget | kept_row(path))
     return pd.DataFrame(rows)
 
 # %% ../nbs/19_experiment.ipynb #history
 def history(experiment: Experiment) -> pd.DataFrame:
-    "What the optimised runs wrote at each step: a row per run, step and target. Raises: FileNotFoundError."
+    "What the optimised runs wrote at each step: a row per run, step and target. Raises: FileNotFoundError, ValueError."
     frames = []
     for run in (r for r in experiment.runs if experiment.recipe(r).length.outer):
         path = condensed_folder(experiment, run) / "history.csv"
         if not path.is_file():
             raise FileNotFoundError(f"{run} has no history yet: run the experiment first")
-        frame = pd.read_csv(path)
-        frame.insert(2, "step", frame["outer"] * experiment.recipe(run).length.inner + frame["inner"])
+        with reading(path, "is damaged, or no history of a run: remove its folder and the results, and run the experiment again"):
+            frame = pd.read_csv(path)
+            frame.insert(2, "step", frame["outer"] * experiment.recipe(run).length.inner + frame["inner"])
         commit = condensed_set(experiment, run).meta["provenance"]["commit"]
         frames.append(pd.DataFrame(_asked(experiment, run) | {"seed": run.seed}, index=frame.index).join(frame).assign(commit=commit))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

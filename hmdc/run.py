@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .data import ImageData
-from .history import history_rows, write_history
+from .history import history_rows, kept_history, write_history
 from .matching import Target
 from .progress import Telling
 from .provenance import config_hash, plain_settings, provenance, replacing
@@ -44,7 +44,7 @@ def _note_in(folder: Path) -> dict | None:
 
 # %% ../nbs/15_run.ipynb #claim
 def claim(folder: Path, settings: dict) -> None:
-    "Make a folder a run's own, or see that it is. Raises: FileExistsError."
+    "Make a folder a run's own, or see that it is. Raises: FileExistsError; ValueError where its history is something else."
     mine = config_hash(settings)
     if theirs := _note_in(folder):
         if theirs["hash"] != mine:
@@ -52,6 +52,8 @@ def claim(folder: Path, settings: dict) -> None:
                 f"{folder} holds the run {theirs['hash']} ({theirs['recipe']['name']}, seed {theirs['seed']}), not this one "
                 f"({mine}): pass another `out`; nothing there is overwritten"
             )
+        if not (folder / FINISHED).is_file():
+            kept_history(folder / "history.csv")  # what is there will be added to
     elif folder.exists() and (not folder.is_dir() or any(p.name != "run.json.partial" for p in folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not a results folder: pass another `out`; nothing is overwritten")
     else:

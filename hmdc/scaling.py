@@ -100,7 +100,7 @@ def plot_scaling(frame: pd.DataFrame) -> Figure:
     for ax, (rows, along, values, label) in zip(axes, drawn):
         ax.plot(rows[along], values, "o-")
         ax.set(xlabel=along, ylabel=label, xscale="log")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.15 * values.max() or None)  # from nothing, with room above the highest point
     return finished(figure, "What more classes and more images cost", f"HMDC, small members, 32 px, one core; {frame.cpu.iloc[0]}")
 
 

@@ -15,6 +15,7 @@ import torch
 from .data import ImageData
 from .evaluation import accuracy, training_updates
 from .fast_cpu import quicken
+from .image_files import reading
 from .models import Member
 from .protocols import protocol_named
 from .provenance import provenance, replacing, seeded, stream
@@ -62,16 +63,27 @@ def tuned_members(weights: str | None) -> list[Member]:
     return scratch + ([Member("resnet18", weights), Member("vit_tiny_patch16_224", weights)] if weights else [])
 
 
+def _kept_curve(path: Path, columns: list[str]) -> pd.DataFrame:
+    "What is there of a curve. Raises: ValueError, naming its file."
+    if not path.is_file():
+        return pd.DataFrame(columns=columns)
+    with reading(path, "is damaged, or no curve of rates: name another file"):
+        curve = pd.read_csv(path)
+        if missing := [name for name in columns if name not in curve]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        return curve
+
+
 def tune(data: ImageData, members: list[Member], path: str | Path, seeds: tuple[int, ...] = (0, 1), updates: int = 175,
          say: Callable[[str], None] = print) -> pd.DataFrame:
     """Fill the curve at `path`, a csv, with what it lacks: a row per network, rate and seed. Returns it.
 
-    data: with held-out images (`ImageData.holdout`). Raises: ValueError where it has none.
+    data: with held-out images (`ImageData.holdout`). Raises: ValueError where it has none, or the file is something else.
     """
     if data.validation_images is None:
         raise ValueError("tuning needs held-out train images: pass data.holdout(fraction, seed)")
     path, same = Path(path), ["model", "start", "optimizer", "lr", "weight_decay", "seed", "updates"]
-    curve = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=[*same, "validation_accuracy"])
+    curve = _kept_curve(path, [*same, "validation_accuracy"])
     for member in members:
         start = start_of(member.build(data.num_classes, data.image_size))
         for rate in candidates(member, start):

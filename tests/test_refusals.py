@@ -19,6 +19,7 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -33,13 +34,15 @@ from safetensors.torch import save_file
 
 from hmdc import Member, SyntheticSet, condense, evaluate, load_dataset, recipe
 from hmdc.bench import save_cost
+from hmdc.bounds import bounds
 from hmdc.cli import main
 from hmdc.data import ImageData, Statistics
 from hmdc.exchange import read_set
-from hmdc.experiment import Experiment, condensed_folder, judgements, result_file, results, run
+from hmdc.experiment import Experiment, condensed_folder, history, judgements, result_file, results, run
 from hmdc.experts import train_experts
 from hmdc.exports import to_datasets, to_hmdc, to_idc
 from hmdc.figures import save as save_figure
+from hmdc.history import COLUMNS
 from hmdc.lifecycles import expert_files
 from hmdc.md import Distillation
 from hmdc.paradigms import Features
@@ -50,6 +53,7 @@ from hmdc.saves import write_state
 from hmdc.scores import label_robust, robust_scores, score
 from hmdc.settings import Ages, Length
 from hmdc.synthetic import unpack
+from hmdc.tuning import tune
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="disks, locks and rights are those of POSIX")
 
@@ -76,6 +80,8 @@ HALF = ((0.5,) * 3, (0.25,) * 3)  # mean and standard deviation
 FLOATS, LABELS = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3).repeat(2)
 PEERS = torch.tensor(0.5).expand(20, 3, 32, 32), torch.arange(10).repeat_interleave(2)  # its file holds one number
 ROWS = [(0, inner, "md", 1.0, 1.0, 1.0, 1.0) for inner in range(900)]  # of a history
+HISTORIES = {"words": b"epoch,loss\n1,0.5\n", "noise": b"\x00\xff\xfe" * 99, "empty": b"",  # and none of a run
+             "letters": (",".join(COLUMNS) + "\n0,a,md,1,1,1,1\n").encode(), "short": (",".join(COLUMNS) + "\n0,0\n").encode()}
 
 
 def data(**changes) -> ImageData:
@@ -104,6 +110,11 @@ def parameters(**given) -> Experiment:
 def kept() -> Experiment:
     """One that works in this process: only on the device that is called plainly cpu are there others."""
     return parameters(device="cpu:0", out_dir="kept")
+
+
+def going_on(folder: str) -> Callable:
+    """To condense where a run has begun."""
+    return lambda: condense(SMOKE, DATA, folder, device="cpu", progress=False)
 
 
 # --- bad input that lies in files --------------------------------------------------------------------------------------
@@ -176,9 +187,10 @@ def write_peers(here: Path) -> None:
 
 def write_runs(here: Path) -> None:
     """Results folders that cannot go on, and one that can."""
-    for name in ("held", "old"):
-        RunFolder(here / name, run_settings(SMOKE if name == "old" else RANDOM, DATA, 0))
-    RunFolder(here / "going", run_settings(SMOKE, DATA, 0))
+    for name in ("held", "old", "going", *HISTORIES):
+        RunFolder(here / name, run_settings(RANDOM if name == "held" else SMOKE, DATA, 0))
+    for name, content in HISTORIES.items():
+        (here / name / "history.csv").write_bytes(content)
     (here / "held/.lock").touch()
     state = io.BytesIO()
     torch.save({"versions": {"torch": "1.0"}, "state": {}}, state)
@@ -194,6 +206,12 @@ def write_runs(here: Path) -> None:
     result = here / result_file(spoilt, only, judgements(spoilt, only, False)[0])
     result.parent.mkdir(parents=True)
     result.write_text('{"accuracy": 9')
+    course = parameters(methods="hmdc", out_dir=here / "spoilt")
+    (folder := condensed_folder(course, course.runs[0])).mkdir(parents=True)
+    (folder / "history.csv").write_bytes(HISTORIES["words"])
+    bounds(replace(spoilt, settings=replace(spoilt.settings, out_dir=here / "spoilt")), 1, say=str)
+    for bound in (here / "spoilt/bounds").iterdir():
+        bound.write_text("[]")
 
 
 def furnish(here: Path) -> None:
@@ -513,6 +531,18 @@ FILE_ROWS = [
      "the weights resnet18.safetensors do not fit resnet18"),
     ("a damaged result", lambda: results(parameters(device="cpu:0", out_dir="spoilt")),
      ValueError, "is damaged, or no result: remove it"),
+    ("a bound that is a list", lambda: bounds(parameters(device="cpu:0", out_dir="spoilt"), 1, say=str),
+     ValueError, ".json is damaged, or no result: remove it"),
+    ("to draw a foreign history", lambda: history(parameters(methods="hmdc", out_dir="spoilt")),
+     ValueError, "history.csv is damaged, or no history of a run: remove its folder"),
+    ("to tune into a file of something else", lambda: tune(DATA.holdout(0.25, 0), [CONVNET], "theirs.txt"),
+     ValueError, "theirs.txt is damaged, or no curve of rates: name another file"),
+    ("to go on in a folder with a foreign history", going_on("words"), ValueError, "words/history.csv is damaged, or no history "
+     "of a run: move it away, and the same call goes on (its columns are epoch, loss)"),
+    ("to go on with a history of noise", going_on("noise"), ValueError, "noise/history.csv is damaged, or no history of a run"),
+    ("to go on with an empty history", going_on("empty"), ValueError, "empty/history.csv is damaged, or no history of a run"),
+    ("to go on with a history of letters", going_on("letters"), ValueError, "letters/history.csv is damaged, or no history"),
+    ("to go on with a history that is cut off", going_on("short"), ValueError, "short/history.csv is damaged, or no history"),
     ("a peer's file that is not there", lambda: read_set("peers/absent.pt"), FileNotFoundError, "there is no peers/absent.pt"),
     ("an empty file", lambda: read_set("peers/empty.pt"), ValueError, "peers/empty.pt is empty: copy or download it again"),
     ("a web page", lambda: read_set("peers/page.pt"), ValueError, "peers/page.pt is a web page, which a server sent instead"),
@@ -872,6 +902,21 @@ def test_a_run_during_which_the_disk_fills_goes_on_to_the_same_bits(furniture, t
     with inside(copied(furniture, tmp_path / "calm")):
         call()
         assert ours == made()
+
+
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="TensorBoard is not installed")
+def test_a_run_goes_on_where_tensorboard_finds_no_room(furniture, tmp_path, capfd):
+    """The disk of its folder alone is full; the run's has room."""
+    if not can_mount():
+        pytest.skip("no disk can be mounted here")
+    run = tmp_path / "run"
+    RunFolder(run, run_settings(SMOKE, DATA, 0))
+    with disk_with(0, furniture / "nothing", run / "tensorboard"):
+        with pytest.warns(UserWarning, match=f"{NO_ROOM}: .*from here the run goes on without TensorBoard") as told:
+            syn = condense(SMOKE, DATA, run, device="cpu", progress=False)
+    assert len(told) == 1 and capfd.readouterr().err == ""  # no thread dies aloud
+    assert syn == condense(SMOKE, DATA, device="cpu", progress=False)
+    assert {path.name for path in run.iterdir()} >= {"history.csv", "snapshots", "synthetic.safetensors"}
 
 
 # --- printed -----------------------------------------------------------------------------------------------------------
