@@ -91,11 +91,11 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, share: 
         return figure, list(axes.flat)
 
 # %% ../nbs/20_figures.ipynb #grid
-def _grid(count: int, height: float, beside: float = 2.5) -> tuple[Figure, list]:
-    "A figure with this many panels of equal limits, four in a row; `beside` them, inches for labels and legend."
+def _grid(count: int, height: float, beside: float = 2.5, share: bool = True) -> tuple[Figure, list]:
+    "A figure with this many panels, four in a row, of equal limits or not; `beside` them, inches for labels and legend."
     columns = min(count, 4)
     rows = -(-count // columns)
-    figure, axes = canvas(beside + 3.1 * columns, 0.9 + height * rows, rows, columns, share=True)
+    figure, axes = canvas(beside + 3.1 * columns, 0.9 + height * rows, rows, columns, share)
     for ax in axes[count:]:
         ax.remove()
     for ax in axes[count - columns:count]:
@@ -231,7 +231,7 @@ def plot_along(frame: pd.DataFrame, along: str, initial: Mapping[str, str] | Non
     tidy = _from_start(tidy, initial or {}) if along == "outer" else tidy
     models, methods = list(tidy["model"].unique()), [m for m in tidy["method"].unique() if m != REFERENCE]
     style = marks(methods)
-    figure, axes = _grid(len(models), 3.9)
+    figure, axes = _grid(len(models), 3.9, share=False)  # models differ by far more than methods on one of them
     for ax, model in zip(axes, models):
         _draw_along(ax, tidy[tidy["model"] == model], along, style)
         ax.set_xlabel(_ALONG[along])

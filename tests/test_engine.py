@@ -22,6 +22,9 @@ SEEN = {}  # recipes that differ in what an engine sees, by that
 for name, made in SMOKE.items():
     if made.length.outer and made.precision == "fp32":
         SEEN.setdefault((made.members, made.targets, made.real.augment, made.store.factor, type(made.length.fresh)), name)
+# contenders are targets and members that others have, in other company
+KINDS = [pytest.param(name, marks=[pytest.mark.slow] * (METHODS[name].__module__ == "hmdc.contenders" and name != "hmdc_characteristic"))
+         for name in SEEN.values()]
 
 
 def noise(n_classes: int) -> ImageData:
@@ -68,7 +71,7 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("n_classes", [3, 7])
-@pytest.mark.parametrize("name", SEEN.values())
+@pytest.mark.parametrize("name", KINDS)
 def test_all_classes_at_once_give_what_each_gives(name, n_classes, tmp_path):
     stage = Stage(name, n_classes, tmp_path)
     loop, batched = stage.engine(Loop), stage.engine(Batched)
