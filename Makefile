@@ -56,7 +56,7 @@ fuzz: setup ## Read a hundred thousand mutated files with every reader; no code 
 torture: setup ## Kill a condensation thirty times, at any moment; it has to end in the bits of one left alone (minutes)
 	@$(ENV) OMP_NUM_THREADS=1 KILLS=30 pytest tests/test_survival.py
 
-slow: setup ## Run the slow tests (a hundred architectures, some at 224 px, and torchrun; half an hour)
+slow: setup ## Run the slow tests (a hundred architectures, some at 224 px, torchrun, a cluster, the study; an hour)
 	@$(ENV) pytest -m slow
 
 architectures: setup ## Condense with and train each of 150 architectures of timm for a step, into figures/ (20 minutes)

@@ -64,7 +64,7 @@ def assert_refused(error: type[Exception], match: str, call, *args, out: Path, *
 @pytest.mark.parametrize("kwargs, match", [
     ({"name": "hdmc"}, "unknown method 'hdmc': random, .*hmdc.* are served"),
     ({"name": "HMDC"}, "unknown method 'HMDC'"),
-    ({"preset": "fast"}, "unknown preset 'fast': paper, budget, quick, smoke are served"),
+    ({"preset": "fast"}, "unknown preset 'fast': paper, gpu, laptop, budget, quick, smoke are served"),
     ({"outer_step": 3}, "a recipe has no field outer_step; its fields: name, members, .*, outer, inner, "),
     ({"speed": 1, "rounds": 2}, "a recipe has no field rounds, speed; its fields"),
     ({"members": ()}, "1 outer steps with 0 members and 2 targets: nothing can be matched"),

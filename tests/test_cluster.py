@@ -45,6 +45,7 @@ def _command(process: Path) -> str:
         return ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="finds processes where Linux lists them")
 def test_a_cluster_gives_the_frame_of_this_machine_also_where_a_worker_dies(cluster, tmp_path):
     local, far, lost = experiment(tmp_path / "local", "local"), experiment(tmp_path / "ray", "ray"), experiment(tmp_path / "lost", "ray")

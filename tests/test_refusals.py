@@ -663,7 +663,7 @@ COMMAND_ROWS = [
 PARAMETER_ROWS = [
     ("epoch: 3", lambda: parameters(epoch=3), ValueError, "unknown parameter epoch: the notebook has preset, dataset"),
     ("preset: fast", lambda: parameters(preset="fast"),
-     ValueError, "unknown preset 'fast': paper, budget, quick, smoke are served"),
+     ValueError, "unknown preset 'fast': paper, gpu, laptop, budget, quick, smoke are served"),
     ("dataset: cats", lambda: parameters(dataset="cats"), ValueError, "unknown dataset 'cats'"),
     ("dataset: unsplit", lambda: parameters(dataset="unsplit"), FileNotFoundError, "with split=(fraction of test images, seed)"),
     ("image_size: big", lambda: parameters(image_size="big"), ValueError, "image_size is 'big': a whole number is needed"),
