@@ -28,16 +28,12 @@ from .protocols import DIGITS, warm_up_cosine
 from .provenance import check_seed, config_hash, provenance, replacing, seeded, stream
 from .rates import Rate
 from .real import split_order
+from .recipes import JUDGES
 from .saves import locked, read_state, write_state
 from .trial import try_member, usable_device
 
 # %% ../nbs/19d_standins.ipynb #members
-STANDINS = (
-    Member("resnet18"),
-    Member("vit_tiny_patch16_224", kwargs={"patch_size": 8}),
-    Member("convnext_atto"),
-    Member("efficientnet_b0"),
-)
+STANDINS = tuple(Member(name, kwargs={"patch_size": 8} if name.startswith("vit") else {}) for name in JUDGES)
 
 
 def found_standins(folder: str | Path, members: Iterable[Member] = STANDINS) -> tuple[Member, ...]:
