@@ -20,10 +20,14 @@ MORE = (Member("resnet18_cifar", kwargs={"width": 8}),
         Member("convnext_atto", input_size=32, kwargs={"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128)}))  # the third member and the fourth, which halves 32 px five times
 
 
+def _changed(name: str, size: Size, **changes) -> Recipe:
+    "HMDC with some changes."
+    return Recipe(name, (size.convnet, size.vit), store=Store(size.ipc)).replace(**changes)
+
+
 def _of_members(name: str, size: Size, n: int) -> Recipe:
     "HMDC without MD, with the first `n` members."
-    members = (size.convnet, size.vit, *MORE)[:n]
-    return Recipe(name, members, (Gradients(),), store=Store(size.ipc)).replace(distil=False)
+    return _changed(name, size, members=(size.convnet, size.vit, *MORE)[:n], targets=(Gradients(),), distil=False)
 
 # %% ../nbs/09d_contenders.ipynb #one-model
 @method
@@ -48,11 +52,6 @@ def four_models(size: Size) -> Recipe:
 def dream_vit(size: Size) -> Recipe:
     "DREAM with the ViT as its one model, all gradients matched: no published number."
     return dream(size).replace(name="dream_vit", members=(size.vit,), targets=(Gradients(),))
-
-# %% ../nbs/09d_contenders.ipynb #alive
-def _changed(name: str, size: Size, **changes) -> Recipe:
-    "HMDC with some changes."
-    return Recipe(name, (size.convnet, size.vit), store=Store(size.ipc)).replace(**changes)
 
 # %% ../nbs/09d_contenders.ipynb #last
 @method

@@ -20,8 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .data import ImageData, Statistics
-from .experiment import Experiment, PlannedRun, condensed_folder, condensed_set
-from .models import Member, Network
+from .experiment import Experiment, PlannedRun, condensed_folder, condensed_set, kept_row
+from .models import Member, Network, check_weights
 from .provenance import config_hash, plain_settings, provenance, replacing, stream
 from .real import embed
 from .synthetic import SyntheticSet
@@ -74,7 +74,7 @@ def _head(experiment: Experiment, run: PlannedRun, outer: int, member: Member) -
         found = linear_probe_accuracy(condensed_set(experiment, run, outer), experiment.data, member, device, test)
         with replacing(path) as partial:
             partial.write_text(json.dumps({"accuracy": found, "seconds": round(time.perf_counter() - start, 2)} | provenance()))
-    return json.loads(path.read_text())
+    return kept_row(path)
 
 # %% ../nbs/19a_heads.ipynb #with-heads
 _OF_A_RUN = ["method", "ipc", "seed", "outer"]
@@ -87,7 +87,7 @@ def with_heads(experiment: Experiment, frame: pd.DataFrame, members: Iterable[Me
     """
     rows = []
     for member in members:
-        weights = _frozen(experiment.data, member, "cpu").weights
+        weights = check_weights(member.model, member.weights)
         for (method, ipc, seed, outer), found in frame.groupby(_OF_A_RUN, sort=False):
             (planned,) = (each for each in experiment.runs if (each.method, each.ipc, each.seed) == (method, ipc, seed))
             head = _head(experiment, planned, outer, member)

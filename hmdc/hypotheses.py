@@ -10,13 +10,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
-from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from .experiment import Experiment
-from .report import AVERAGE, runs
-from .verdicts import POWER
+from .report import AVERAGE
+from .verdicts import differences
 
 # %% ../nbs/19e_hypotheses.ipynb #hypothesis
 class Hypothesis(NamedTuple):
@@ -47,13 +45,15 @@ def unseen(experiment: Experiment, models: Iterable[str]) -> list[str]:
 LEVEL = 0.025  # of a one-sided test
 
 
-def _pairs(frame: pd.DataFrame, claim: Hypothesis, models: list[str]) -> pd.Series:
-    "What the better recipe is ahead by, averaged over models: points, one for each condensation. Raises: ValueError."
-    tidy = runs(frame[frame["model"].isin(models)])
-    wide = tidy[tidy["model"] == AVERAGE].pivot(index="seed", columns="method", values="accuracy")
-    if missing := [method for method in claim[1:] if method not in wide]:
+def _ahead(frame: pd.DataFrame, claim: Hypothesis) -> pd.Series:
+    "What the better recipe is ahead by on the average over models, as `differences` has it. Raises: ValueError."
+    if missing := [method for method in claim[1:] if method not in set(frame["method"])]:
         raise ValueError(f"{claim} cannot be tested: there are no results of {', '.join(missing)}")
-    return (wide[claim.better] - wide[claim.worse]).dropna()
+    pair = frame[frame["method"].isin(claim[1:])]
+    found = differences(pair, {claim.better: claim.worse}).query(f"model == '{AVERAGE}'").iloc[0]
+    if found["n"] < 2:
+        raise ValueError(f"{claim} cannot be tested with {found['n']} condensations: two are the least")
+    return found
 
 # %% ../nbs/19e_hypotheses.ipynb #tested
 def _verdict(p: float, p_reverse: float) -> str:
@@ -66,17 +66,11 @@ def tested(frame: pd.DataFrame, models: list[str], claims: tuple[Hypothesis, ...
     frame: of `experiment.results`. models: labels over which accuracies are averaged. Raises: ValueError for fewer than two
     condensations, or where a recipe has no results.
     """
-    rows = []
-    for claim in claims:
-        ahead = _pairs(frame, claim, models)
-        if len(ahead) < 2:
-            raise ValueError(f"{claim} cannot be tested with {len(ahead)} condensations: two are the least")
-        low, high = ttest_1samp(ahead, 0).confidence_interval(1 - 2 * LEVEL)
-        smallest = TTestPower().solve_power(nobs=len(ahead), alpha=LEVEL, power=POWER, alternative="larger") * ahead.std()
-        p, reverse = (ttest_1samp(ahead, 0, alternative=side).pvalue for side in ("greater", "less"))
-        rows.append({"hypothesis": str(claim), "condensations": len(ahead), "difference": ahead.mean(), "low": low, "high": high,
-                     "smallest": smallest, "p": p, "reverse": reverse})
-    found = pd.DataFrame(rows)
-    found["p_holm"], reverse = (multipletests(found.pop(side) if side == "reverse" else found[side], LEVEL, "holm")[1] for side in ("p", "reverse"))
+    on_models = frame[frame["model"].isin(models)]
+    ahead = [_ahead(on_models, claim) for claim in claims]
+    found = pd.DataFrame(ahead)[["n", "difference", "low", "high", "smallest"]].reset_index(drop=True)
+    found.insert(0, "hypothesis", [str(claim) for claim in claims])
+    found["p"] = [each["p"] / 2 if each["difference"] > 0 else 1 - each["p"] / 2 for each in ahead]
+    found["p_holm"], reverse = (multipletests(p, LEVEL, "holm")[1] for p in (found["p"], 1 - found["p"]))
     found["verdict"] = [_verdict(*each) for each in zip(found["p_holm"], reverse)]
     return found

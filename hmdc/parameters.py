@@ -104,7 +104,7 @@ def _one_of(name: str, value: str, served) -> str:
 class Settings:
     "The parameters of a reproduce notebook, checked and cast."
 
-    preset: str  # "paper", "quick", "smoke"
+    preset: str  # one of PRESETS
     dataset: str  # a name or a folder
     image_size: int | None  # px; None: as the images are
     split: tuple[float, int] | None  # fraction of test images and seed, of a folder that is not split

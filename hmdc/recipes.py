@@ -9,13 +9,12 @@ __all__ = ['PRESETS', 'JUDGES', 'convnet_member', 'vit_member', 'hmdc', 'hmdc_bf
 
 # %% ../nbs/10_recipes.ipynb #imports
 import dataclasses
-from pathlib import Path
 
 from .baselines import METHODS, Size, dm, method, mtt
 from .contenders import MORE
 from .matching import Gradients
 from .md import Distillation
-from .models import Member, as_member
+from .models import Member, as_member, weights_files
 from .paradigms import Characteristic, CrossEntropy, Discrimination, Features, Trajectories
 from .real import Real, Store
 from .settings import Ages, Experts, Length, Motion, Recipe, Training
@@ -215,7 +214,7 @@ def _judges(weights: str) -> list[Member]:
     "Models that no recipe of the study condenses with, one of each kind. Raises: FileNotFoundError for a folder without any."
     if weights == "scratch":
         return [MORE[0], Member("vit_nano_patch4")]
-    there = [name for name in JUDGES if weights == "imagenet" or any(Path(weights).glob(f"{name}.*safetensors"))]
+    there = [name for name in JUDGES if weights == "imagenet" or weights_files(weights, name)]
     if not there:
         raise FileNotFoundError(f"weights {weights!r}: no such folder, or none of {', '.join(JUDGES)} in it; `make standins` fills data/standins")
     return [Member(name, weights) for name in there]

@@ -14,17 +14,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .augment import training_batch
+from .bounds import real_step
 from .data import ImageData, check_data
 from .evaluation import accuracy
 from .fast_cpu import quicken
 from .image_files import reading
-from .models import Member, Network, probe
-from .protocols import DIGITS, warm_up_cosine
+from .models import Member, Network, probe, weights_files
+from .protocols import warm_up_cosine
 from .provenance import check_seed, config_hash, provenance, replacing, seeded, stream
 from .rates import Rate
 from .real import split_order
@@ -38,8 +37,7 @@ STANDINS = tuple(Member(name, kwargs={"patch_size": 8} if name.startswith("vit")
 
 def found_standins(folder: str | Path, members: Iterable[Member] = STANDINS) -> tuple[Member, ...]:
     "Those of `members` that a folder holds weights of, in their order, as Members that start from it; none where there is no folder."
-    held = [path.name for path in Path(folder).glob("*.safetensors")]
-    return tuple(Member(m.model, str(folder)) for m in members if any(name.startswith(f"{m.model}.") for name in held))
+    return tuple(Member(m.model, str(folder)) for m in members if weights_files(folder, m.model))
 
 # %% ../nbs/19d_standins.ipynb #sizes
 def needed_sizes(member: Member, network: Network) -> dict[str, int]:
@@ -86,19 +84,11 @@ RATE, BATCH = Rate("adamw", 1e-3, 0.05), 128  # images
 def train_epoch(network: Network, data: ImageData, optimizer: torch.optim.Optimizer, rates: Iterable[float],
                 generator: torch.Generator) -> float:
     "Train on the whole train part once, at a learning rate for each batch. Returns the mean loss."
-    device, total = next(network.parameters()).device, 0.0
-    steps = ("crop",) if data.name in DIGITS else ("flip", "crop")
-    order = torch.randperm(len(data.train_images), generator=generator)
+    total, order = 0.0, torch.randperm(len(data.train_images), generator=generator)
     with seeded(generator):  # dropout, where an architecture has any
         for part, rate in zip(split_order(order, BATCH), rates):
             optimizer.param_groups[0]["lr"] = rate
-            images = data.statistics.normalise(data.train_images[part].to(device))
-            targets = F.one_hot(data.train_labels[part], data.num_classes).float().to(device)
-            loss = F.cross_entropy(network.train()(training_batch(images, targets, steps, 0.0, generator)[0]), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(part)
+            total += real_step(network, data, part, optimizer, generator) * len(part)
     return float(total) / len(order)
 
 # %% ../nbs/19d_standins.ipynb #state
@@ -175,7 +165,7 @@ def _key(data: ImageData, member: Member, epochs: int, seed: int) -> str:
 
 def _missing(path: Path, model: str, key: str) -> bool:
     "Whether a file is still to be made. Raises: ValueError where the folder holds other weights of the model."
-    if other := sorted(each.name for each in path.parent.glob("*.safetensors") if each.name.startswith(f"{model}.") and each != path):
+    if other := [each.name for each in weights_files(path.parent, model) if each != path]:
         raise ValueError(f"{path.parent} holds {other[0]} already, and a folder has one file of {model}: pass another folder")
     if not path.is_file():
         return True

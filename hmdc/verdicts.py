@@ -7,6 +7,7 @@ __all__ = ['LEVEL', 'POWER', 'MARGIN', 'differences', 'verdict', 'verdict_table'
 
 # %% ../nbs/18c_verdicts.ipynb #imports
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,12 @@ from .report import AVERAGE, cost_table, quantity, runs, setting, summary, table
 LEVEL, POWER = 0.05, 0.8  # of a test: false alarms, and how often it should find what is there
 
 
+@lru_cache(maxsize=None)
+def _smallest(n: int) -> float:
+    "What n pairs find with this power, in standard deviations of their differences."
+    return TTestPower().solve_power(nobs=n, alpha=LEVEL, power=POWER)
+
+
 def _paired(differences: pd.Series) -> pd.Series:
     "Mean, 95 % interval, p and smallest difference to be found, of one difference per condensation."
     n, mean, std = len(differences), differences.mean(), differences.std()
@@ -31,8 +38,7 @@ def _paired(differences: pd.Series) -> pd.Series:
     elif std > 0:
         tested = ttest_1samp(differences, 0)
         interval = tested.confidence_interval(1 - LEVEL)
-        size = TTestPower().solve_power(nobs=n, alpha=LEVEL, power=POWER)
-        found |= {"low": interval.low, "high": interval.high, "p": tested.pvalue, "smallest": size * std}
+        found |= {"low": interval.low, "high": interval.high, "p": tested.pvalue, "smallest": _smallest(n) * std}
     return pd.Series(found)
 
 # %% ../nbs/18c_verdicts.ipynb #differences
