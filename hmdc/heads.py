@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .data import ImageData, Statistics
 from .experiment import Experiment, PlannedRun, condensed_folder, condensed_set, kept_row
+from .image_files import reading
 from .models import Member, Network, check_weights
 from .provenance import config_hash, plain_settings, provenance, replacing, stream
 from .real import embed
@@ -61,7 +62,8 @@ def _test_features(data: ImageData, member: Member, folder: Path, device: str) -
         found = torch.from_numpy(pooled(_frozen(data, member, device), data.test_images, data.statistics))
         with replacing(path) as partial:
             save_file({"features": found}, partial)
-    return load_file(path)["features"].numpy()
+    with reading(path, "is damaged, or holds no features: remove it, and run the experiment again"):
+        return load_file(path)["features"].numpy()
 
 # %% ../nbs/19a_heads.ipynb #row
 def _head(experiment: Experiment, run: PlannedRun, outer: int, member: Member) -> dict:

@@ -18,7 +18,6 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple

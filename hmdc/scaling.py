@@ -9,7 +9,6 @@ __all__ = ['mapped_noise', 'PeakMemory', 'point', 'scaling', 'plot_scaling', 'sa
 import multiprocessing
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path

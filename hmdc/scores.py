@@ -20,7 +20,7 @@ from .models import Member, as_member
 from .protocols import Protocol, protocol_named
 from .provenance import stream
 from .recipes import recipe_from
-from .report import AVERAGE, runs, table
+from .report import AVERAGE, table
 from .synthetic import SyntheticSet
 from .trainer import condense
 from .trial import usable_device

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from .data import ImageData
 from .evaluation import accuracy, training_updates
