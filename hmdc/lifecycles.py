@@ -109,8 +109,7 @@ class ExpertStarts:
 
     def _draws(self, ensemble, generator: torch.Generator) -> Iterator[tuple]:
         "Indices and draws of augmentation of every student step: pass after pass over the synthetic images."
-        store, left = self.recipe.store, []
-        n = ensemble.num_classes * store.ipc * store.factor**2
+        left, n = [], ensemble.num_classes * self.recipe.store.ipc * self.recipe.store.factor**2
         for _ in range(self.experts.steps):
             left = left or split_order(torch.randperm(n, generator=generator), self.experts.student_batch)
             indices = left.pop(0)
