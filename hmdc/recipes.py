@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'JUDGES', 'convnet_member', 'vit_member', 'hmdc', 'hmdc_bf16', 'two_models', 'two_models_gbm',
            'two_models_md', 'hmdc_md_training', 'hmdc_md_images', 'hmdc_features', 'hmdc_trajectories',
-           'two_models_released', 'hmdc_released', 'recipe', 'recipe_from', 'evaluated_members']
+           'two_models_released', 'hmdc_released', 'recipe', 'recipe_from', 'judges', 'evaluated_members']
 
 # %% ../nbs/10_recipes.ipynb #imports
 import dataclasses
@@ -210,8 +210,11 @@ _PAPER_MODELS = (
 JUDGES = ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "efficientnet_b0")  # what `make standins` pretrains
 
 
-def _judges(weights: str) -> list[Member]:
-    "Models that no recipe of the study condenses with, one of each kind. Raises: FileNotFoundError for a folder without any."
+def judges(weights: str) -> list[Member]:
+    """Models that no recipe of the study condenses with, one of each kind: with some weights, or small ones from scratch.
+
+    weights: "scratch", "imagenet" or a folder. Raises: FileNotFoundError for a folder without any.
+    """
     if weights == "scratch":
         return [MORE[0], Member("vit_nano_patch4")]
     there = [name for name in JUDGES if weights == "imagenet" or weights_files(weights, name)]
@@ -225,7 +228,7 @@ def evaluated_members(preset: str, weights: str) -> tuple[Member, ...]:
     if preset == "paper":
         return tuple(as_member(name, weights) for name in _PAPER_MODELS)
     if preset in ("laptop", "gpu"):
-        return (convnet_member(preset), *_judges(weights))
+        return (convnet_member(preset), *judges("scratch" if preset == "laptop" else weights))
     if preset == "budget":
         return (convnet_member(preset),)
     resnet = Member("resnet18_cifar", kwargs={"width": 8}) if weights == "scratch" else Member("resnet18", weights)
