@@ -366,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hmdc: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print(f"hmdc: {stopped or 'stopped'}", file=sys.stderr)
+        print(f"hmdc: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 1
     except Exception as error:
         print(f"hmdc: {type(error).__name__}: {error}", file=sys.stderr)

@@ -218,7 +218,7 @@ class Stopping:
 
     def _note(self, number: int, frame: object) -> None:
         if self.asked is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped in the middle of a step; the same call goes on from what was saved last")
         self.asked = number
 
     def __enter__(self) -> "Stopping":

@@ -7,8 +7,8 @@ __all__ = ['graph_bytes', 'free_bytes', 'out_of_memory', 'Threads', 'in_chunks']
 
 # %% ../nbs/13_threads.ipynb #imports
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +43,17 @@ def out_of_memory(error: BaseException) -> bool:
     "Whether an error says that memory did not suffice, of a CPU or a GPU."
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
+# %% ../nbs/13_threads.ipynb #finished
+def _finished(pool: ThreadPoolExecutor, work: Callable[[int], _Result], parts: Iterable[int]) -> dict[int, Future]:
+    "Parts, each of them done or failed; an interruption cancels those that have not begun."
+    futures = {i: pool.submit(work, i) for i in parts}
+    try:
+        wait(futures.values())
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # whoever leaves a pool waits for all that is queued
+        raise
+    return futures
+
 # %% ../nbs/13_threads.ipynb #threads-class
 class Threads:
     """Work of equal parts side by side, each part in a thread of its own.
@@ -71,7 +82,7 @@ class Threads:
             self.at_once = int(max(1, min(torch.get_num_threads(), n, free_bytes() // max(2 * kept, 1))))
         while len(done) < n:
             with self._pool(self.at_once) as pool:
-                left = {i: pool.submit(work, i) for i in range(n) if i not in done}
+                left = _finished(pool, work, [i for i in range(n) if i not in done])
             for i, future in left.items():
                 if error := future.exception():
                     if self.at_once == 1 or not out_of_memory(error):
