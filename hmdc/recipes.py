@@ -124,7 +124,7 @@ def hmdc_released(size: Size) -> Recipe:
 # %% ../nbs/10_recipes.ipynb #presets
 _SMALLER = {
     "gpu": dict(outer=20, inner=100),
-    "laptop": dict(outer=10, inner=30, sample_every=10, batch=32, synthetic_batch=20, pool_per_class=500),
+    "laptop": dict(outer=10, inner=30, sample_every=10, batch=16, synthetic_batch=10, pool_per_class=500),
     "quick": dict(outer=3, inner=10, sample_every=5, batch=32, pool_per_class=500),
     "budget": dict(outer=2, inner=8, sample_every=4, batch=64, pool_per_class=500),
     "smoke": dict(outer=1, inner=2, batch=8, pool_per_class=50),
