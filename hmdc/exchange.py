@@ -321,12 +321,14 @@ def _about(held: Held, name: str, asked: str | ImageData | None, folders: tuple 
 
 # %% ../nbs/22_exchange.ipynb #check-side
 def _check_side(held: Held, name: str, path: Path) -> None:
-    "Raises: ValueError where images are not as large as those of the dataset."
+    "Raises: ValueError where images are not square, or not as large as those of the dataset."
     shape = list(held.images.shape)
     if held.images.ndim != 4 or not held.images.numel():
         raise ValueError(f"{path} holds images {shape}: they must be [N,3,H,W]")
     if shape[-1] in (1, 3) and shape[1] > 4:
         raise ValueError(f"{path} holds images {shape}, whose channels are last: `SyntheticSet.of` takes them permuted")
+    if shape[-2] != shape[-1]:
+        raise ValueError(f"{path} holds images {shape}: they must be square")
     if SIDES.get(name, shape[-1]) != shape[-1]:
         raise ValueError(f"{path} holds images of {shape[-1]} px, but {name} has {SIDES[name]}: is it of another dataset?")
 
