@@ -44,18 +44,24 @@ class PeakMemory:
 
     def __enter__(self) -> "PeakMemory":
         self.peak, self.over = 0.0, threading.Event()
+        self._look()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
         return self
 
+    def _look(self) -> None:
+        status = Path("/proc/self/status")
+        lines = status.read_text().splitlines() if status.is_file() else []
+        self.peak = max(self.peak, *(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
+
     def _watch(self) -> None:
         while not self.over.wait(0.005):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            self.peak = max(self.peak, *(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
+            self._look()
 
     def __exit__(self, *error: object) -> None:
         self.over.set()
         self.thread.join()
+        self._look()  # however little the thread was let run
 
 # %% ../nbs/24b_scaling.ipynb #point
 def point(n_classes: int, per_class: int, image_size: int = 32, steps: int = 3) -> dict[str, float]:
