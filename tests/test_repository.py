@@ -179,29 +179,6 @@ def test_readme_shows_the_published_results(path: Path):
             assert line in readme, f"README.md cites {path.name}, which says: {line}"
 
 
-def study_tables(frame: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
-    """Accuracy by model, with the average over unseen ones; and what was found of each hypothesis."""
-    unseen = verdicts["unseen"][0].split("; ")
-    rows = table(frame).drop(columns="Average").assign(unseen=table(frame[frame["model"].isin(unseen)])["Average"])
-    lines = [f"| method | {' | '.join(rows.columns[:-1])} | unseen, average |", *(f"| {m} | {' | '.join(r)} |" for m, r in rows.iterrows())]
-    lines += ["| hypothesis | difference | 95 % interval | could have been found | p (Holm) | verdict |"]
-    for row in verdicts.itertuples():
-        interval = f"{row.low:+.2f} to {row.high:+.2f}"
-        lines.append(f"| {row.hypothesis} | {row.difference:+.2f} | {interval} | {row.smallest:.2f} | {row.p_holm:.4f} | {row.verdict} |")
-    return lines
-
-
-@each(sorted((ROOT / "figures" / "published").glob("study-hypotheses-*.csv")))
-def test_readme_shows_the_published_study(path: Path):
-    frame, verdicts = pd.read_csv(path.with_name(path.name.replace("-hypotheses", ""))), pd.read_csv(path)
-    for found in (frame, verdicts):
-        assert found["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert path.name in readme
-    for line in study_tables(frame, verdicts):
-        assert line in readme, f"README.md cites {path.name}, which says: {line}"
-
-
 def budget_table(frame: pd.DataFrame) -> list[str]:
     """Our accuracy and budget beside the published ones, and the gain over a row's own initial images."""
     published = pd.read_csv(ROOT / "data" / "paper" / "convnet3.csv").set_index("method")
