@@ -179,13 +179,17 @@ def _peak_memory(device: torch.device) -> Iterator[list[float]]:
     "Yields a list that afterwards holds the GB that were taken on top of what was there."
     _give_back()
     seen, done, start = [0.0], threading.Event(), _resident()
+
+    def look() -> None:
+        seen[0] = max(seen[0], _resident() - start)
+
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         start = torch.cuda.memory_allocated(device) / 1e9
 
     def watch() -> None:
         while not done.wait(0.005):
-            seen[0] = max(seen[0], _resident() - start)
+            look()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -194,6 +198,7 @@ def _peak_memory(device: torch.device) -> Iterator[list[float]]:
     finally:
         done.set()
         watcher.join()
+        look()  # however little the thread was let run
         if device.type == "cuda":
             seen[0] = torch.cuda.max_memory_allocated(device) / 1e9 - start
 
