@@ -8,6 +8,7 @@ __all__ = ['SETTINGS', 'noise', 'Route', 'Compiled', 'routes', 'Stage', 'parts',
 
 # %% ../nbs/24_bench.ipynb #imports
 import ctypes
+import gc
 import dataclasses
 import threading
 import time
@@ -167,8 +168,9 @@ def _resident() -> float:
 
 # %% ../nbs/24_bench.ipynb #measure-2
 def _give_back() -> None:
-    "Return freed memory to the system, which glibc would keep: else a part that comes later seems to need none."
-    try:
+    "Return memory that is no longer used to the system: else a part that comes later seems to need none."
+    gc.collect()
+    try:  # what is freed, glibc keeps
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):  # another C library: memory of a part is then a lower bound
         pass
