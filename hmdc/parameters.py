@@ -134,6 +134,7 @@ class Settings:
     def stem(self) -> str:
         "What a figure's file name tells of the setting: what differs from the preset is named."
         parts = [Path(self.dataset).name, self.preset] + [f"{self.image_size}px"] * bool(self.image_size)
+        parts += ["split" + "-".join(f"{n:g}" for n in self.split)] if self.split else []
         parts += [f"ipc{self.table_ipc}"] * (self.table_ipc != 10)
         parts += [Path(self.weights).name] * (self.weights != SCALES[self.preset]["weights"])
         return "-".join(parts + [self.protocol] * (self.protocol != "corrected") + [self.part] * (self.part != "test"))
