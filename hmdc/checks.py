@@ -6,6 +6,7 @@
 __all__ = ['try_recipe', 'check_recipe', 'check_condense']
 
 # %% ../nbs/14b_checks.ipynb #imports
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -97,9 +98,11 @@ def _check_experts(files: list[Path]) -> None:
             held.get_slice("trajectory")
 
 # %% ../nbs/14b_checks.ipynb #check-condense
-def check_condense(recipe: Recipe, data: ImageData, seed: int = 0) -> None:
+def check_condense(recipe: Recipe, data: ImageData, seed: int, engine: Callable) -> None:
     "Everything that can be wrong, before any work; experts are there. Raises: ValueError, TypeError, OSError."
     check_recipe(recipe, data)
     check_seed(seed)
+    if not callable(engine):
+        raise TypeError(f"engine is {engine!r}: pass what makes one, such as hmdc.engine.Loop, or nothing")
     if isinstance(recipe.length.fresh, Experts):
         _check_experts([file for member in recipe.members for file in expert_files(member, recipe, data.fingerprint)])

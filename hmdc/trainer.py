@@ -40,7 +40,7 @@ def condense(recipe: Recipe, data: ImageData, out: str | Path | None = None, see
     progress: show a bar. engine: makes the engine, with the arguments of `engine_for`.
     Raises: ValueError, TypeError, OSError, FileExistsError before any work; FloatingPointError where a loss breaks.
     """
-    check_condense(recipe, data, seed)
+    check_condense(recipe, data, seed, engine)
     device = usable_device(device, recipe.precision)
     run = Run.open(out, recipe, data, seed, progress)                               # claims the folder
     if run.finished:

@@ -318,6 +318,11 @@ def test_names_where_values_are_wanted(idle, tmp_path, args, match):
     assert_refused(TypeError, match, condense, *args, out=tmp_path / "run")
 
 
+def test_a_name_where_an_engine_is_wanted(idle, tmp_path):
+    match = "engine is 'batched': pass what makes one, such as hmdc.engine.Loop"
+    assert_refused(TypeError, match, condense, SMOKE, DATA, out=tmp_path / "run", engine="batched")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there(idle, tmp_path, syn):
     match = "device 'cuda' cannot be used here: pass 'cpu', or 'cuda' where there is a GPU"
