@@ -118,8 +118,8 @@ def setting(frame: pd.DataFrame, along: tuple[str, ...] = ()) -> str:
     frame: a row per method, model, condensation and evaluation. along: columns that may vary beside them.
     """
     said = {"weights" if c == "weights_asked" else c: frame[c].iloc[0] for c in SETTING if c not in along}
-    groups = frame.groupby(["method", "model", *along])
-    counts = {"condensation": groups["seed"].nunique(), "evaluation": groups["evaluation"].nunique() / groups["seed"].nunique()}
+    row = ["method", "model", *along]
+    counts = {"condensation": frame.groupby(row)["seed"].nunique(), "evaluation": frame.groupby([*row, "seed"])["evaluation"].nunique()}
     words = []
     for name, found in counts.items():
         n = " to ".join(f"{s:g}" for s in sorted({found.min(), found.max()}))
