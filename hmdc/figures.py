@@ -49,8 +49,10 @@ NAMES = {
 def name(identifier: str) -> str:
     """What people call it: its entry in `NAMES`, or else the identifier. Raises nothing.
 
-    identifier: of a method, a model or a target, as in frames; a model's may have arguments.
+    identifier: of a method, a model or a target, as in frames; a model's may have arguments, or be that of a head on its features.
     """
+    if (model := identifier.removesuffix(", head")) != identifier:
+        return f"{name(model)}, head"
     label = re.fullmatch(r"([\w.]+)\((\w+=.*)\)", identifier)
     if not label:
         return NAMES.get(identifier, identifier)
