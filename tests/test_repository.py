@@ -16,6 +16,7 @@ import yaml
 import hmdc
 from hmdc.recipes import recipe
 from hmdc.report import table
+from hmdc.verdicts import differences
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"))
@@ -177,6 +178,35 @@ def test_readme_shows_the_published_results(path: Path):
         rows = table(frame)
         for line in [f"| method | {' | '.join(rows.columns)} |", *(f"| {m} | {' | '.join(r)} |" for m, r in rows.iterrows())]:
             assert line in readme, f"README.md cites {path.name}, which says: {line}"
+
+
+def study_lines(frame: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
+    """Accuracy by model, with the average over unseen ones; what was found of each hypothesis; gains by model; the time."""
+    unseen = verdicts["unseen"][0].split("; ")
+    rows = table(frame).drop(columns="Average").assign(unseen=table(frame[frame["model"].isin(unseen)])["Average"])
+    lines = [f"| method | {' | '.join(rows.columns[:-1])} | unseen, average |", *(f"| {m} | {' | '.join(r)} |" for m, r in rows.iterrows())]
+    lines += ["| hypothesis | difference | 95 % interval | could have been found | p (Holm) | verdict |"]
+    for row in verdicts.itertuples():
+        interval = f"{row.low:+.2f} to {row.high:+.2f}"
+        lines.append(f"| {row.hypothesis} | {row.difference:+.2f} | {interval} | {row.smallest:.2f} | {row.p_holm:.4f} | {row.verdict} |")
+    gains = differences(frame, dict.fromkeys(("dream", "dream_vit", "two_models", "hmdc"), "kmeans_packed"))
+    lines.append(f"| gain over its own initial images | {' | '.join(unseen)} |")
+    for method, found in gains[gains["model"].isin(unseen)].groupby("method", sort=False):
+        cells = [f"{row.difference:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in found.itertuples()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    condensing = frame.drop_duplicates(["method", "seed"])["condense_seconds"].sum() / 3600
+    return [*lines, f"{condensing:.1f} core-hours of condensing and {frame['seconds'].sum() / 3600:.1f} of judging"]
+
+
+@each(sorted((ROOT / "figures" / "published").glob("study-hypotheses-*.csv")))
+def test_readme_shows_the_published_study(path: Path):
+    frame, verdicts = pd.read_csv(path.with_name(path.name.replace("-hypotheses", ""))), pd.read_csv(path)
+    for found in (frame, verdicts):
+        assert found["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert path.name in readme
+    for line in study_lines(frame, verdicts):
+        assert line in readme, f"README.md cites {path.name}, which says: {line}"
 
 
 def budget_table(frame: pd.DataFrame) -> list[str]:
