@@ -191,10 +191,9 @@ class PeakMemory:
     def _held(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        try:
-            return 1024 * int(re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
-        except OSError:
-            return float("nan")
+        status = Path("/proc/self/status")
+        own = re.search(r"RssAnon:\s*(\d+) kB", status.read_text() if status.is_file() else "")
+        return 1024 * int(own[1]) if own else float("nan")
 
     def _watch(self) -> None:
         while not self.over.wait(0.005):
