@@ -62,7 +62,7 @@ def chance(data: ImageData) -> float:
     "Percent right of who always names the commonest class of the test part."
     return 100 * data.test_labels.bincount().max().item() / len(data.test_labels)
 
-# %% ../nbs/19b_bounds.ipynb #bounds
+# %% ../nbs/19b_bounds.ipynb #wanted
 def _wanted(experiment: Experiment, full_updates: int) -> Iterator[tuple[dict, Callable[[], float]]]:
     "What a bound depends on, and how it is found."
     data, settings = experiment.data, experiment.settings
@@ -77,7 +77,7 @@ def _wanted(experiment: Experiment, full_updates: int) -> Iterator[tuple[dict, C
             yield {"bound": "linear probe", "model": member, "seed": seed, "ipc": settings.table_ipc}, \
                 lambda m=member, r=drawn, s=seed: linear_probe_accuracy(condense(r, data, seed=s, device="cpu", progress=False), data, m, settings.device)
 
-
+# %% ../nbs/19b_bounds.ipynb #bounds
 def bounds(experiment: Experiment, full_updates: int, say: Callable[[str], None] = print) -> pd.DataFrame:
     """Chance, all the data, and for pretrained networks the linear probe: a row per bound, model and seed.
 
@@ -98,7 +98,7 @@ def bounds(experiment: Experiment, full_updates: int, say: Callable[[str], None]
         rows.append(kept_row(path))
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/19b_bounds.ipynb #bounds-table
 def bounds_table(found: pd.DataFrame) -> pd.DataFrame:
     "Text: bounds × models, percent, mean over seeds."
     wide = found.groupby(["bound", "model"], sort=False)["accuracy"].mean().unstack()

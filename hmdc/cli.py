@@ -150,7 +150,7 @@ class Score:
         _give(found, self.json, lambda: "\n\n".join(
             [_text(score_table(frame))] + ([] if more is None else [more.round(4).to_string(index=False)])))
 
-
+# %% ../nbs/23_cli.ipynb #score-text
 def _text(table) -> str:
     return f"{table.attrs['caption']}\n\n{table.to_string()}"
 

@@ -55,13 +55,13 @@ def chosen_rates(curve: pd.DataFrame) -> dict[tuple[str, str], Rate]:
     best = means.loc[means.groupby(["model", "start"], sort=False)["validation_accuracy"].idxmax()]
     return {(row.model, row.start): Rate(row.optimizer, row.lr, row.weight_decay) for row in best.itertuples()}
 
-# %% ../nbs/19c_tuning.ipynb #tune
+# %% ../nbs/19c_tuning.ipynb #tuned-members
 def tuned_members(weights: str | None) -> list[Member]:
     "The networks that are tuned; weights: a folder that holds the stand-ins; None: those that start from scratch alone."
     scratch = [Member("convnet3", kwargs={"width": 64}), Member("resnet18_cifar", kwargs={"width": 8}), Member("vit_nano_patch4")]
     return scratch + ([Member("resnet18", weights), Member("vit_tiny_patch16_224", weights)] if weights else [])
 
-
+# %% ../nbs/19c_tuning.ipynb #kept-curve
 def _kept_curve(path: Path, columns: list[str]) -> pd.DataFrame:
     "What is there of a curve. Raises: ValueError, naming its file."
     if not path.is_file():
@@ -72,7 +72,7 @@ def _kept_curve(path: Path, columns: list[str]) -> pd.DataFrame:
             raise ValueError(f"it has no {', '.join(missing)}")
         return curve
 
-
+# %% ../nbs/19c_tuning.ipynb #tune
 def tune(data: ImageData, members: list[Member], path: str | Path, seeds: tuple[int, ...] = (0, 1), updates: int = 175,
          say: Callable[[str], None] = print) -> pd.DataFrame:
     """Fill the curve at `path`, a csv, with what it lacks: a row per network, rate and seed. Returns it.
