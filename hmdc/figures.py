@@ -34,7 +34,7 @@ NAMES = {
     "hmdc_features": "HMDC on features", "hmdc_trajectories": "HMDC on trajectories",
     "one_model": "ConvNet alone", "three_models": "Three models + GBM", "four_models": "Four models + GBM", "dream_vit": "DREAM with the ViT",
     "hmdc_last": "HMDC, last sample", "hmdc_ema": "HMDC, decaying mean", "hmdc_both": "HMDC + mean features",
-    "hmdc_characteristic": "HMDC + characteristic function", "hmdc_ages": "HMDC, a pool of ages",
+    "hmdc_characteristic": "HMDC + characteristic function", "hmdc_ages": "HMDC, a pool of ages", "hmdc_longer": "HMDC, fresh networks less often",
     "idc_released": "IDC, as released", "dream_released": "DREAM, as released",
     "two_models_released": "Two models, as released", "hmdc_released": "HMDC, as released",
     "convnet3": "ConvNet-3", "resnet18": "ResNet18", "resnet50": "ResNet50", "resnet101": "ResNet101",

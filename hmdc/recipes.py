@@ -158,6 +158,9 @@ def _scaled(recipe: Recipe, preset: str) -> Recipe:
     smaller |= _SMALLER_TRAINING[recipe.training.on][preset]
     if length.inner == 1:
         smaller |= dict(outer=_SINGLE_STEPS[type(length.fresh)][preset], inner=1, sample_every=1)
+    if length.inner > Length().inner:  # as many steps, in fewer and longer iterations
+        steps, fewer = smaller["outer"] * smaller["inner"], max(1, smaller["outer"] * Length().inner // length.inner)
+        smaller |= dict(outer=fewer, inner=steps // fewer)
     if isinstance(length.fresh, Experts):
         smaller |= dict(fresh=dataclasses.replace(length.fresh, **_SMALLER_EXPERTS[preset]))
     return recipe.replace(**smaller)
