@@ -9,6 +9,7 @@ __all__ = ['Condense', 'Evaluate', 'Score', 'header', 'Info', 'Show', 'Convert',
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,9 +37,16 @@ def _read(path: Path, data: object = None):
 
 
 def _check_new(path: Path) -> None:
-    "Raises: FileExistsError."
+    "Raises: FileExistsError; OSError where nothing can be written there, which is better known before the work than after it."
     if path.exists():
         raise FileExistsError(f"{path} exists: name another file, nothing is overwritten")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 # %% ../nbs/23_cli.ipynb #condense-command
 @dataclass(frozen=True)

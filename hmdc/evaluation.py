@@ -91,6 +91,12 @@ def _check_models(members: list[Member], num_classes: int, image_size: int, prot
         try_member(member, num_classes, image_size, False, min(batch, 4), protocol.mode == "train")
 
 
+def _check_finite(network: Network, member: Member, seed: int) -> None:
+    "Raises: FloatingPointError."
+    if not all(p.isfinite().all() for p in network.parameters()):
+        raise FloatingPointError(f"{member.label}, seed {seed}, has diverged: its parameters are not finite; pass a lower lr to its Member")
+
+
 def listed(name: str, values: object) -> list:
     "Several values, in a list or alike. Raises: TypeError where there is one alone."
     if isinstance(values, (str, Member)) or not hasattr(values, "__iter__"):
@@ -104,7 +110,7 @@ def train(syn: SyntheticSet, model: str | Member, seed: int = 0, protocol: str =
 
     model: a timm name, from scratch, or a Member. seed: of its start and its training. protocol: a name in PROTOCOLS.
     length: updates or epochs, as the protocol counts; None: its own number. device: None: a GPU where there is one.
-    Raises: ValueError, OSError.
+    Raises: ValueError, OSError before any work; FloatingPointError where the training diverges.
     """
     check_set(syn)
     member, rule, device = as_member(model), protocol_named(protocol, length), usable_device(device)
@@ -115,6 +121,7 @@ def train(syn: SyntheticSet, model: str | Member, seed: int = 0, protocol: str =
     with seeded(generator):  # dropout, where an architecture has any
         for _ in training_updates(network, syn, rule, rule.optimizer(member, network), generator):
             pass
+    _check_finite(network, member, seed)
     return network.eval()
 
 # %% ../nbs/17_evaluation.ipynb #evaluate-one
@@ -143,8 +150,7 @@ def _evaluate_one(
         for done in training_updates(network, syn, protocol, optimizer, generator):
             if done == total or (protocol.best_test or selects) and done % every == 0:
                 looks.append(_look(network, data, syn.statistics))
-    if not all(p.isfinite().all() for p in network.parameters()):
-        raise FloatingPointError(f"{member.label}, seed {seed}, has diverged: its parameters are not finite; pass a lower lr to its Member")
+    _check_finite(network, member, seed)
     return {
         "model": member.label,
         "weights": network.weights,

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from .data import ImageData, Statistics
 from .experiment import Experiment, PlannedRun, condensed_folder, condensed_set, kept_row
 from .image_files import reading
-from .models import Member, Network, check_weights
+from .models import Member, Network, check_weights, weights_hash
 from .provenance import config_hash, plain_settings, provenance, replacing, stream
 from .real import embed
 from .synthetic import SyntheticSet
@@ -55,9 +55,15 @@ def linear_probe_accuracy(syn: SyntheticSet, data: ImageData, member: Member, de
     return 100 * float(probe.score(test, data.test_labels.numpy()))
 
 # %% ../nbs/19a_heads.ipynb #kept
+def _asked(data: ImageData, member: Member) -> dict:
+    "What features follow from, beside the images."
+    held = weights_hash(member.model, member.weights)
+    return {"member": plain_settings(member), "data": data.fingerprint} | ({"weights": held} if held else {})
+
+
 def _test_features(data: ImageData, member: Member, folder: Path, device: str) -> np.ndarray:
     "Pooled features of the test part, from a file or into it."
-    path = folder / f"{config_hash({'member': plain_settings(member), 'data': data.fingerprint})}.safetensors"
+    path = folder / f"{config_hash(_asked(data, member))}.safetensors"
     if not path.is_file():
         found = torch.from_numpy(pooled(_frozen(data, member, device), data.test_images, data.statistics))
         with replacing(path) as partial:
@@ -69,7 +75,7 @@ def _test_features(data: ImageData, member: Member, folder: Path, device: str) -
 def _head(experiment: Experiment, run: PlannedRun, outer: int, member: Member) -> dict:
     "What a head on a run's images gets right, kept once it is known."
     folder, device = Path(experiment.settings.out_dir) / "heads", experiment.settings.device
-    key = config_hash({"set": condensed_folder(experiment, run).name, "outer": outer, "member": plain_settings(member), "data": experiment.data.fingerprint})
+    key = config_hash({"set": condensed_folder(experiment, run).name, "outer": outer} | _asked(experiment.data, member))
     path = folder / f"{key}.json"
     if not path.is_file():
         start, test = time.perf_counter(), _test_features(experiment.data, member, folder, device)

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .provenance import config_hash, replacing
+from .provenance import alone, config_hash, replacing
 
 # %% ../nbs/00b_image_files.ipynb #brief
 def brief(text: object, most: int = 80) -> str:
@@ -308,9 +308,12 @@ def kept_images(files: list[Path], folder: Path, image_size: int | None = None, 
     images = _held(kept, listing)
     if images is None:
         try:
-            with replacing(kept) as partial:
-                read_images(files, image_size, fit, functools.partial(_on_disk, partial, listing))
-            images = _held(kept, listing)
+            cache.mkdir(parents=True, exist_ok=True)
+            with alone(kept.with_suffix(".lock")):  # another process that wants them waits, and finds them
+                if (images := _held(kept, listing)) is None:
+                    with replacing(kept) as partial:
+                        read_images(files, image_size, fit, functools.partial(_on_disk, partial, listing))
+                    images = _held(kept, listing)
         except OSError as error:
             if error.errno is None:  # an image, not the cache
                 raise

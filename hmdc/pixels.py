@@ -144,13 +144,17 @@ def condensed_set(pixels: torch.Tensor, store: Store, data: ImageData, meta: dic
     return SyntheticSet(inside.cpu(), data.classes, store.factor, data.statistics, store.align_corners, meta)
 
 # %% ../nbs/12_pixels.ipynb #broken-targets
-def broken_targets(pulled: torch.Tensor, apart: bool) -> torch.Tensor:
-    """Whose gradient on the images is not finite: bool [targets]; [1] for their sum, where they are not `apart`.
+def broken_targets(pulled: torch.Tensor, values: torch.Tensor, of_set: torch.Tensor) -> torch.Tensor:
+    """Whose gradient on the images is not finite: bool [targets]. A sum breaks with each of its parts: those whose value is not
+    finite then, or all where no value tells.
 
-    pulled: [classes,ipc,3,H,W], or [classes,targets,ipc,3,H,W].
+    pulled: [classes,targets,ipc,3,H,W], or of the sum [classes,ipc,3,H,W]. values: [rows,targets]. of_set: as for `magnitudes`.
     """
-    broken = ~pulled.isfinite().flatten(2 if apart else 1).all(-1)
-    return broken.any(0) if apart else broken.any().unsqueeze(0)
+    if pulled.dim() == 6:
+        return (~pulled.isfinite()).flatten(2).any(-1).any(0)
+    seen = seen_rows(len(pulled), of_set).to(values.device, non_blocking=True)
+    told = (~values.isfinite() & seen).any(0)
+    return ~pulled.isfinite().all() & (told | ~told.any())
 
 # %% ../nbs/12_pixels.ipynb #pixels
 class Pixels:
@@ -171,7 +175,7 @@ class Pixels:
         real, synthetic = zip(*(see(*each, self.recipe, self.data.statistics, generator) for each in zip(stored, real)))
         slopes, values = engine.match(real, synthetic, None if sample else balance.weights())
         pulled = torch.stack([pull_back(*each) for each in zip(slopes, synthetic, stored)])
-        values = values.masked_fill(broken_targets(pulled, sample), float("nan"))
+        values = values.masked_fill(broken_targets(pulled, values, engine.of_set), float("nan"))
         found = torch.full_like(values, float("nan"))
         if sample:
             found = magnitudes(pulled, engine.of_set)

@@ -17,6 +17,7 @@ import torch
 from .data import ImageData
 from .history import history_rows, kept_history, write_history
 from .matching import Target
+from .models import weights_hash
 from .progress import Telling
 from .provenance import config_hash, plain_settings, provenance, replacing
 from .ranks import is_first, of_any, of_first
@@ -29,17 +30,19 @@ FINISHED, LAST_GOOD, CHECKPOINT = "synthetic.safetensors", "last-good.safetensor
 
 
 def run_settings(recipe: Recipe, data: ImageData, seed: int) -> dict:
-    "What a run is: two with equal settings give the same images."
-    return {"recipe": plain_settings(recipe), "data": data.fingerprint, "seed": seed}
+    "What a run is: two with equal settings give the same images. Raises: ValueError, FileNotFoundError."
+    files = [weights_hash(member.model, member.weights) for member in recipe.members]
+    return {"recipe": plain_settings(recipe), "data": data.fingerprint, "seed": seed} | ({"weights": files} if any(files) else {})
 
 # %% ../nbs/15_run.ipynb #note-in
 def _note_in(folder: Path) -> dict | None:
     "The run that a folder says it holds; None where the note is absent or somebody else's."
     try:
         note = json.loads((folder / "run.json").read_text())
-        settings = {name: note[name] for name in ("recipe", "data", "seed")}
-        return note if note["hash"] == config_hash(settings) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        settings = {name: value for name, value in note.items() if name != "hash"}
+        known = isinstance(note["recipe"]["name"], str) and {"data", "seed"} <= settings.keys()
+        return note if known and note["hash"] == config_hash(settings) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 # %% ../nbs/15_run.ipynb #claim
@@ -60,12 +63,21 @@ def claim(folder: Path, settings: dict) -> None:
         with replacing(folder / "run.json") as partial:
             partial.write_text(json.dumps({"hash": mine} | settings, indent=1))
 
+# %% ../nbs/15_run.ipynb #state-of
+def _state_of(run: str, path: Path, device: torch.device) -> dict | None:
+    "What is kept at `path`. Raises: ValueError where it is damaged, or of another run or other versions."
+    if (kept := read_state(path, device)) and kept.get("run") != run:
+        raise ValueError(f"{path} was saved by another run ({kept.get('run')}), not by this one ({run}): remove it and its predecessor, and "
+                         "the run begins anew")
+    return kept
+
 # %% ../nbs/15_run.ipynb #run-folder
 class RunFolder:
     "Where a run keeps what it makes: run.json, history.csv, snapshots, the finished set; without a path, nowhere."
 
     def __init__(self, path: str | Path | None, settings: dict):
         self.path = Path(path) if path is not None and is_first() else None  # one of a group keeps for all
+        self.run = config_hash(settings)
         if self.path:
             claim(self.path, settings)
 
@@ -88,10 +100,10 @@ class RunFolder:
         "The history first: what it has too much is dropped when the older state goes on."
         if self.path:
             write_history(self.path / "history.csv", rows, before)
-            write_state(self.path / CHECKPOINT, state)
+            write_state(self.path / CHECKPOINT, state | {"run": self.run})
 
     def state(self, device: torch.device) -> dict | None:
-        return of_first(read_state(self.path / CHECKPOINT, device) if self.path else None, device)
+        return of_first(_state_of(self.run, self.path / CHECKPOINT, device) if self.path else None, device)
 
     def result(self) -> SyntheticSet:
         return of_first(SyntheticSet.load(self.path / FINISHED) if self.path else None)
@@ -185,10 +197,10 @@ class Run:
         return self.folder.result()
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        "Hold the folder, and answer signals between two steps. Raises: FileExistsError where another process holds it."
+    def working(self) -> Iterator[bool]:
+        "Hold the folder, and answer signals between two steps. Yields whether another process has finished the run meanwhile."
         with self.folder.working(), self.stopping:
-            yield
+            yield self.finished
 
     def steps(self, living: dict) -> Iterator[tuple[int, int]]:
         "The steps (outer, inner) that are left; what is `living` is restored, saved when it is time, its images kept."

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from .image_files import brief, check_claim, reading
-from .provenance import provenance, replacing
+from .provenance import alone, provenance, replacing
 
 # %% ../nbs/14d_saves.ipynb #programs
 _BYTES = {f"torch.{kind}Storage": size for size, kinds in {1: "Bool Byte Char", 2: "BFloat16 Half Short", 4: "Float Int", 8: "Double Long"}.items()
@@ -111,6 +111,19 @@ def _follow(program: BinaryIO, there: int, more: tuple[str, ...]) -> None:
             _refuse(name)
 
 # %% ../nbs/14d_saves.ipynb #load-tensors
+def _checked_archive(file: BinaryIO, there: int, more: tuple[str, ...]) -> BinaryIO:
+    "An archive of the members that were looked at: in a file of two directories torch may find others. Raises: ValueError, UnpicklingError."
+    checked = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(checked, "w") as copy:
+        check_claim(sum(member.file_size for member in archive.infolist()), there)
+        for member in archive.infolist():
+            content = archive.read(member)
+            if member.filename.lower().endswith(".pkl"):
+                _follow(io.BytesIO(content), there, more)
+            copy.writestr(member.filename, content)
+    return checked
+
+
 def load_tensors(content: bytes, device: torch.device | str = "cpu", more: tuple[str, ...] = ()) -> object:
     """What `torch.save` wrote: tensors, numbers, names, and lists and dictionaries of them.
 
@@ -119,11 +132,7 @@ def load_tensors(content: bytes, device: torch.device | str = "cpu", more: tuple
     """
     file = io.BytesIO(content)
     if content.startswith(b"PK"):
-        with zipfile.ZipFile(file) as archive:
-            check_claim(sum(member.file_size for member in archive.infolist()), len(content))
-            for member in archive.infolist():
-                if member.filename.lower().endswith(".pkl"):
-                    _follow(io.BytesIO(archive.read(member)), len(content), more)
+        file = _checked_archive(file, len(content), more)
     else:
         for _ in range(5):  # before torch 1.6: two numbers, a word on the machine, what was saved, and a list of names
             _follow(file, len(content), more)
@@ -168,20 +177,23 @@ def _read_one(path: Path, device: torch.device) -> dict:
 
 # %% ../nbs/14d_saves.ipynb #read-state
 def read_state(path: Path, device: torch.device) -> dict | None:
-    """What lives of a run; None where nothing is kept. A damaged file is named in a warning, and its predecessor taken.
+    """What lives of a run; None where nothing is kept. A damaged file is named in a warning, and removed where its predecessor is good.
 
     Raises: ValueError where both are damaged, or other versions wrote them.
     """
-    kept = [each for each in (path, path.with_name(f"{path.name}.previous")) if each.is_file()]
+    kept, damaged = [each for each in (path, path.with_name(f"{path.name}.previous")) if each.is_file()], []
     for each in kept:
         try:
             found = _read_one(each, device)
         except ValueError as error:
             warnings.warn(f"{error}; going on from the save before it")
+            damaged.append(each)
             continue
         if different := _differences(found["versions"]):
             raise ValueError(f"{each} was saved with {brief(different)}: a run goes on with the versions that it began with; or remove "
                              f"{path.name} and its predecessor, and it begins anew")
+        for broken in damaged:  # else the next save would put it in the place of the good one
+            broken.unlink()
         return found["state"]
     if kept:
         raise ValueError(f"{' and '.join(map(str, kept))} are damaged: remove them, and the run begins anew")
@@ -196,17 +208,11 @@ def _differences(versions: dict) -> str:
 @contextmanager
 def locked(folder: Path):
     "Hold a results folder for this process. Raises: FileExistsError where another one holds it."
-    lock = FileLock(folder / ".lock", is_singleton=True)
     try:
-        lock.acquire(timeout=0)
+        with alone(folder / ".lock", 0):
+            yield
     except Timeout:
         raise FileExistsError(f"{folder} is being worked on by another process: wait for it, or pass another `out`") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        if not lock.is_locked:
-            (folder / ".lock").unlink(missing_ok=True)
 
 # %% ../nbs/14d_saves.ipynb #stopping
 class Stopping:

@@ -58,18 +58,24 @@ def augmentation_robust(augmented: float, random_augmented: float, plain: float,
     return _as_score(weight * (augmented - random_augmented) + (1 - weight) * (plain - random_plain))
 
 # %% ../nbs/21_scores.ipynb #real-like
-def real_like(syn: SyntheticSet, data: ImageData, seed: int) -> SyntheticSet:
-    "Real train images, drawn anew by seed: as many of each class as a set stores. Raises: ValueError where there are too few."
+def _stored(syn: SyntheticSet, data: ImageData) -> list[int]:
+    "Images of each class that a set stores. Raises: ValueError where the data have fewer."
     if syn.targets is None:
         counts = [syn.images.shape[1]] * len(syn.classes)
     else:
         hard = syn.targets.argmax(1) if syn.targets.is_floating_point() else syn.targets
         counts = hard.bincount(minlength=len(syn.classes)).tolist()
+    for name, count, there in zip(data.classes, counts, data.train_labels.bincount(minlength=len(counts)).tolist()):
+        if there < count:
+            raise ValueError(f"the set stores {count} images of {name}, and {data.name} has {there}")
+    return counts
+
+
+def real_like(syn: SyntheticSet, data: ImageData, seed: int) -> SyntheticSet:
+    "Real train images, drawn anew by seed: as many of each class as a set stores. Raises: ValueError where there are too few."
     drawn, labels, generator = [], [], stream(seed, "random at equal storage")
-    for label, count in enumerate(counts):
+    for label, count in enumerate(_stored(syn, data)):
         images = data.by_class(label)
-        if len(images) < count:
-            raise ValueError(f"the set stores {count} images of {data.classes[label]}, and {data.name} has {len(images)}")
         drawn.append(images[torch.randperm(len(images), generator=generator)[:count]])
         labels += [label] * count
     return SyntheticSet.of(torch.cat(drawn), labels, data.statistics, data.classes, meta={"dataset": data.name})
@@ -112,6 +118,7 @@ def _check_sets(sets: Mapping[str, SyntheticSet], data: ImageData, members: list
         raise ValueError("there is no set to score")
     for syn in sets.values():
         check_evaluate(syn, data, members, seeds, rule)
+        _stored(syn, data)
 
 # %% ../nbs/21_scores.ipynb #score
 def score(sets: Mapping[str, SyntheticSet], data: ImageData, models: list[str | Member], seeds: list[int],

@@ -64,7 +64,7 @@ class Threads:
     def __init__(self, at_once: int | None = None):
         if at_once is not None and at_once < 1:
             raise ValueError(f"classes at once are {at_once}: at least one is needed, or None")
-        self.at_once = at_once
+        self.given = self.at_once = at_once
 
     def _pool(self, at_once: int) -> ThreadPoolExecutor:
         "Threads that have the cores in equal shares."
@@ -93,6 +93,13 @@ class Threads:
                 self.at_once //= 2
                 warnings.warn(f"out of memory: going on with {self.at_once} classes at once")
         return [done[i] for i in range(n)]
+
+    def state_dict(self) -> dict:
+        "What was found out: each part has its share of the cores, on which rounding depends, so a run keeps to it."
+        return {"at_once": None if self.given else self.at_once}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.at_once = self.given or state["at_once"]
 
 # %% ../nbs/13_threads.ipynb #in-chunks
 def in_chunks(work: Callable[[slice], tuple], n: int, chunk: int | None) -> tuple[tuple[list, list], int]:

@@ -52,8 +52,10 @@ def condense(recipe: Recipe, data: ImageData, out: str | Path | None = None, see
     targets = [target for wish in recipe.targets for target in wish.bind(ensemble)]
     balance = balance_for(recipe, targets, data.num_classes, device)
     engine = engine(device, recipe, ensemble, targets)
-    living = dict(pixels=pixels, ensemble=ensemble, lifecycle=ensemble.lifecycle, balance=balance, pool=pool, streams=streams)
-    with run.working():                                                             # one process; stopped between two steps
+    living = dict(pixels=pixels, ensemble=ensemble, lifecycle=ensemble.lifecycle, balance=balance, pool=pool, streams=streams, threads=engine.threads)
+    with run.working() as finished:                                                 # one process; stopped between two steps
+        if finished:
+            return run.result()
         for outer, inner in run.steps(living):                                      # what is left; restores, saves
             if recipe.length.is_fresh(outer, inner):                                # line 2: θ ~ P(θ), A ← ε
                 ensemble.refresh(streams["members"])
@@ -66,4 +68,4 @@ def condense(recipe: Recipe, data: ImageData, out: str | Path | None = None, see
             if inner == recipe.length.inner - 1:
                 pixels.moved.end_of_outer()                                         # clamp, where the recipe clamps late
             run.note(outer, inner, targets, told)                                   # history; NaN names step and target
-    return run.finish(pixels.as_set(run.meta()))
+        return run.finish(pixels.as_set(run.meta()))

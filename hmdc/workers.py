@@ -48,9 +48,9 @@ def in_turn(prepare: Callable[[], object], work: Callable[[object, _Task], Done]
 _prepared: object  # of a process that does tasks
 
 
-def _begin(prepare: Callable[[], object]) -> None:
+def _begin(prepare: Callable[[], object], parent: int) -> None:
     global _prepared
-    end_with_parent(os.getppid())
+    end_with_parent(parent)  # which may be gone by now
     torch.set_num_threads(1)
     _prepared = prepare()
 
@@ -67,12 +67,14 @@ class Process:
 
     def _new(self, prepare: Callable[[], object]) -> ProcessPoolExecutor:
         # A fork of a process that has used OpenMP may hang.
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (prepare,))
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (prepare, os.getpid()))
 
     def do(self, work: Callable, task: object) -> Done:
-        "Raises: ChildProcessError where the process dies, and whatever the task raises."
+        "Raises: ChildProcessError where the process dies or is stopped, and whatever the task raises."
         try:
             return self.pool.submit(_do, work, task).result()
+        except (KeyboardInterrupt, SystemExit) as error:  # of the process: a thread of this one gets no signal
+            raise ChildProcessError(f"its process was told to stop: {error}") from None
         except BrokenProcessPool:
             self.pool = self._new(self.prepare)
             raise ChildProcessError("its process died: killed from outside, or for want of memory") from None
@@ -82,6 +84,7 @@ def in_processes(prepare: Callable[[], object], work: Callable[[object, _Task], 
                  n: int) -> Iterator[tuple[_Task, Outcome]]:
     "Tasks in n processes of one thread each, as they come."
     free: Queue[Process] = Queue()
+    others = {*multiprocessing.active_children()}
     for _ in range(n):
         free.put(Process(prepare))
 
@@ -97,6 +100,10 @@ def in_processes(prepare: Callable[[], object], work: Callable[[object, _Task], 
         try:
             for future in as_completed(futures):
                 yield futures[future], future.exception() or future.result()
+        except BaseException:  # nobody waits for what is being done: it is saved, and stops
+            for process in {*multiprocessing.active_children()} - others:
+                process.terminate()
+            raise
         finally:
             threads.shutdown(cancel_futures=True)
             while not free.empty():
@@ -141,7 +148,7 @@ def on_ray(prepare: Callable[[], object], work: Callable[[object, _Task], Done],
         try:
             outcome, contents = ray.get(ready)
             for file, content in zip(outcome.files, contents):
-                if not file.exists():
+                if not file.is_file() or file.read_bytes() != content:  # of an interrupted run here, which went on there
                     with replacing(file) as partial:
                         partial.write_bytes(content)
         except Exception as error:

@@ -29,13 +29,14 @@ def experiment(out_dir: Path, engine: str) -> Experiment:
     return Experiment.of(settings)
 
 
-def kill_workers(folder: Path) -> None:
-    """Kill the processes that do tasks, once one of them condenses."""
+def kill_workers(folder: Path, killed: list[int]) -> None:
+    """Kill the processes that do tasks, once one of them condenses; their numbers are noted."""
     while not list(folder.glob("condensed/hmdc-*/.lock")):
         time.sleep(0.01)
     for process in Path("/proc").glob("[0-9]*"):
         if _command(process).startswith("ray::_on_machine"):
             os.kill(int(process.name), signal.SIGKILL)
+            killed.append(int(process.name))
 
 
 def _command(process: Path) -> str:
@@ -51,9 +52,10 @@ def test_a_cluster_gives_the_frame_of_this_machine_also_where_a_worker_dies(clus
     local, far, lost = experiment(tmp_path / "local", "local"), experiment(tmp_path / "ray", "ray"), experiment(tmp_path / "lost", "ray")
     for each in (local, far):
         run(each)
-    killer = threading.Thread(target=kill_workers, args=(tmp_path / "lost",))
+    killer = threading.Thread(target=kill_workers, args=(tmp_path / "lost", killed := []))
     killer.start()
     run(lost)
     killer.join()
+    assert killed
     assert results(far)[SAME].equals(results(local)[SAME])
     assert results(lost)[SAME].equals(results(local)[SAME])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hmdc.data import ImageData, load_dataset
+from hmdc.engine import Loop
 from hmdc.experiment import Experiment, results, run
 from hmdc.parameters import resolve
 from hmdc.recipes import recipe
@@ -26,19 +27,19 @@ SERVED = ("hmdc.trainer", "hmdc.recipes", "hmdc.experiment", "sklearn.datasets")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 
 
-def three() -> ImageData:
-    """Digits 0, 1 and 2."""
+def classes(n: int) -> ImageData:
+    """The first digits."""
     digits = load_dataset("digits")
-    parts = [part[labels < 3] for images, labels in ((digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels))
+    parts = [part[labels < n] for images, labels in ((digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels))
              for part in (images, labels)]
-    return ImageData("three", tuple("012"), *parts)
+    return ImageData(f"{n} digits", tuple("0123456789"[:n]), *parts)
 
 
 def work(folder: Path) -> None:
     """Condense, saving after every step."""
     torch.set_num_threads(1)
     Progress.save_every = 0.0
-    condense(RECIPE, three(), folder, device="cpu", progress=False)
+    condense(RECIPE, classes(3), folder, device="cpu", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +71,15 @@ def same(ours: Path, theirs: Path) -> bool:
     return torch.equal(*(syn.images for syn in sets)) and histories[0] == histories[1]
 
 
-def killed(server, target, folder: Path, seconds: float) -> Path:
-    """Kill some work KILLS times, at any moment of the time that it takes alone; the folder in which it ended then.
+def killed(server, target, folder: Path, seconds: float) -> tuple[Path, int]:
+    """Kill some work KILLS times, at any moment of the time that it takes alone; the folder in which it ended then, and how
+    often work was taken up that had been saved.
 
     Work that ended before it was killed often enough begins anew in another folder, and the counting goes on.
     """
-    draw, kills, here = random.Random(0), 0, folder / "0"
+    draw, kills, taken_up, here = random.Random(0), 0, 0, folder / "0"
     for attempt in range(10 * KILLS):
+        taken_up += bool(list(here.rglob("checkpoint.pt")))
         process = server.Process(target=target, args=(here,))
         process.start()
         process.join(draw.uniform(0.1, 0.9) * seconds if kills < KILLS else None)
@@ -90,12 +93,13 @@ def killed(server, target, folder: Path, seconds: float) -> Path:
             here = folder / str(attempt)
     assert kills == KILLS and process.exitcode == 0
     assert not list(here.rglob("*checkpoint*")) and not list(here.rglob("*.partial"))
-    return here
+    return here, taken_up
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_bits(server, undisturbed, tmp_path):
     folder, seconds = undisturbed
-    assert same(killed(server, work, tmp_path, seconds), folder)
+    ours, taken_up = killed(server, work, tmp_path, seconds)
+    assert same(ours, folder) and taken_up
 
 
 def grid(folder: Path) -> Experiment:
@@ -117,9 +121,36 @@ def test_a_grid_of_evaluations_that_is_killed_ends_in_the_same_table(server, tmp
         process = server.Process(target=judge, args=(tmp_path / name,))
         process.start()
         process.join()
-    alone, disturbed = tmp_path / "alone", killed(server, judge, tmp_path / "killed", time.perf_counter() - begun)
+    disturbed, _ = killed(server, judge, tmp_path / "killed", time.perf_counter() - begun)
+    alone = tmp_path / "alone"
     same_columns = ["method", "model", "seed", "evaluation", "iterations", "updates", "accuracy"]
     assert results(grid(disturbed))[same_columns].equals(results(grid(alone))[same_columns])
+
+
+class Interrupted(Loop):
+    """Breaks down at the third image step."""
+
+    def match(self, *given):
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 3:
+            raise KeyboardInterrupt
+        return super().match(*given)
+
+
+def test_more_cores_than_classes_are_shared_as_before(monkeypatch, tmp_path):
+    """Every class of two has two of four cores, in the first step of a process as in the others."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        monkeypatch.setattr(Progress, "save_every", 0.0)
+        two = classes(2)
+        with pytest.raises(KeyboardInterrupt):
+            condense(RECIPE, two, tmp_path / "stopped", device="cpu", progress=False, engine=Interrupted)
+        for name in ("stopped", "alone"):
+            condense(RECIPE, two, tmp_path / name, device="cpu", progress=False)
+    finally:
+        torch.set_num_threads(cores)
+    assert same(tmp_path / "stopped", tmp_path / "alone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -139,7 +170,7 @@ def test_a_signal_is_answered_after_the_step(number, server, undisturbed, tmp_pa
 def test_what_is_kept_can_be_read_by_those_who_may_read_the_folder(tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o2775)
-    condense(RECIPE.replace(outer=1, inner=1), three(), tmp_path / "shared/run", device="cpu", progress=False)
+    condense(RECIPE.replace(outer=1, inner=1), classes(3), tmp_path / "shared/run", device="cpu", progress=False)
     for path in (tmp_path / "shared/run").rglob("*.*"):
         if path.is_file() and "tensorboard" not in path.parts:
             assert path.stat().st_mode & 0o777 == 0o600 | path.parent.stat().st_mode & 0o044, path  # read, not written
