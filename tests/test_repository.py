@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 import hmdc
+from hmdc.hypotheses import pairs
 from hmdc.recipes import recipe
 from hmdc.report import table
-from hmdc.verdicts import differences
+from hmdc.verdicts import by_model, differences
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"))
@@ -189,11 +190,9 @@ def study_lines(frame: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
     for row in verdicts.itertuples():
         interval = f"{row.low:+.2f} to {row.high:+.2f}"
         lines.append(f"| {row.hypothesis} | {row.difference:+.2f} | {interval} | {row.smallest:.2f} | {row.p_holm:.4f} | {row.verdict} |")
-    gains = differences(frame, dict.fromkeys(("dream", "dream_vit", "two_models", "hmdc"), "kmeans_packed"))
-    lines.append(f"| gain over its own initial images | {' | '.join(unseen)} |")
-    for method, found in gains[gains["model"].isin(unseen)].groupby("method", sort=False):
-        cells = [f"{row.difference:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in found.itertuples()]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+    gains = differences(frame[frame["model"].isin(unseen)], dict.fromkeys(("dream", "dream_vit", "two_models", "hmdc"), "kmeans_packed"))
+    for cells in (by_model(pairs(frame, unseen)), by_model(gains)):
+        lines += [f"| {' | '.join([name, *row])} |" for name, row in cells.iterrows()]
     condensing = frame.drop_duplicates(["method", "seed"])["condense_seconds"].sum() / 3600
     return [*lines, f"{condensing:.1f} core-hours of condensing and {frame['seconds'].sum() / 3600:.1f} of judging"]
 
