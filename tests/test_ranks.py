@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from test_survival import SERVED, three
+from test_survival import SERVED, classes
 
 from hmdc.models import Member
 from hmdc.recipes import recipe
@@ -35,7 +35,7 @@ def take_part(rank: int, world: int, group: Path, name: str, out: Path | None, m
     Progress.save_every = 0.0
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=world)
-    syn = condense(RECIPES[name], three(), out, device="cpu", progress=False)
+    syn = condense(RECIPES[name], classes(3), out, device="cpu", progress=False)
     if made:
         syn.save(made / f"{rank}.safetensors")
 

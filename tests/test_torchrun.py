@@ -34,7 +34,7 @@ folder = Path(sys.argv[1])
 Progress.save_every = 0.0
 with joined():
     (folder / f"process{os.environ['RANK']}").write_text(str(os.getpid()))
-    condense(HMDC.replace(outer=12), three(), folder / "run", device="cpu", progress=False)
+    condense(HMDC.replace(outer=12), classes(3), folder / "run", device="cpu", progress=False)
 """
 
 
