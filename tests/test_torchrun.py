@@ -28,7 +28,7 @@ from hmdc.ranks import joined
 from hmdc.run import Progress
 from hmdc.trainer import condense
 from test_ranks import HMDC
-from test_survival import three
+from test_survival import classes
 
 folder = Path(sys.argv[1])
 Progress.save_every = 0.0
