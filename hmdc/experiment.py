@@ -26,7 +26,7 @@ from .data import ImageData, load_dataset
 from .evaluation import check_evaluate, evaluate
 from .experts import train_experts
 from .image_files import reading
-from .models import Member, check_weights, weights_hash
+from .models import Member, check_weights, weights_key
 from .parameters import SCALES, Settings, evaluation_length
 from .protocols import Protocol, protocol_named
 from .provenance import config_hash, plain_settings, provenance, replacing
@@ -153,8 +153,7 @@ def result_file(experiment: Experiment, run: PlannedRun, judgement: Judgement) -
     asked = {"set": condensed, "model": plain_settings(model), "protocol": protocol, "rates": tuned, "seed": judgement.seed}
     if judgement.outer != experiment.recipe(run).length.outer:
         asked["outer"] = judgement.outer
-    if held := weights_hash(model.model, model.weights):
-        asked["weights"] = held
+    asked |= weights_key(model.model, model.weights)
     return Path(settings.out_dir) / "results" / f"{config_hash(asked)}.json"
 
 # %% ../nbs/19_experiment.ipynb #open-results

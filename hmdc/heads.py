@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from .data import ImageData, Statistics
 from .experiment import Experiment, PlannedRun, condensed_folder, condensed_set, kept_row
 from .image_files import reading
-from .models import Member, Network, check_weights, weights_hash
+from .models import Member, Network, check_weights, weights_key
 from .provenance import config_hash, plain_settings, provenance, replacing, stream
 from .real import embed
 from .synthetic import SyntheticSet
@@ -57,8 +57,7 @@ def linear_probe_accuracy(syn: SyntheticSet, data: ImageData, member: Member, de
 # %% ../nbs/19a_heads.ipynb #kept
 def _asked(data: ImageData, member: Member) -> dict:
     "What features follow from, beside the images."
-    held = weights_hash(member.model, member.weights)
-    return {"member": plain_settings(member), "data": data.fingerprint} | ({"weights": held} if held else {})
+    return {"member": plain_settings(member), "data": data.fingerprint} | weights_key(member.model, member.weights)
 
 
 def _test_features(data: ImageData, member: Member, folder: Path, device: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from .augment import draw
-from .models import weights_hash
+from .models import weights_key
 from .paradigms import Goal, Theta
 from .provenance import config_hash, plain_settings
 from .real import split_order
@@ -75,8 +75,7 @@ def expert_files(member, recipe: Recipe, fingerprint: str) -> list[Path]:
     experts, training = recipe.length.fresh, recipe.training
     settings = {"member": member, "length": experts.length, "pool_per_class": recipe.real.pool_per_class,
                 "training": {"batch": training.train_batch, "augment": training.train_augment}, "data": fingerprint}
-    if held := weights_hash(member.model, member.weights):
-        settings["weights"] = held
+    settings |= weights_key(member.model, member.weights)
     folder = Path(experts.folder) / f"{member.model}-{config_hash(plain_settings(settings))}"
     return [folder / f"{i:03d}.safetensors" for i in range(experts.count)]
 

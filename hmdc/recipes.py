@@ -147,7 +147,7 @@ _SMALLER_EXPERTS = {
     "smoke": dict(count=1, length=2, latest=1, span=1, steps=2),
 }
 
-
+# %% ../nbs/10_recipes.ipynb #scaled
 def _scaled(recipe: Recipe, preset: str) -> Recipe:
     "A recipe at the size of a preset."
     if preset == "paper":

@@ -17,7 +17,7 @@ import torch
 from .data import ImageData
 from .history import history_rows, kept_history, write_history
 from .matching import Target
-from .models import weights_hash
+from .models import weights_key
 from .progress import Telling
 from .provenance import config_hash, plain_settings, provenance, replacing
 from .ranks import is_first, of_any, of_first
@@ -31,7 +31,7 @@ FINISHED, LAST_GOOD, CHECKPOINT = "synthetic.safetensors", "last-good.safetensor
 
 def run_settings(recipe: Recipe, data: ImageData, seed: int) -> dict:
     "What a run is: two with equal settings give the same images. Raises: ValueError, FileNotFoundError."
-    files = [weights_hash(member.model, member.weights) for member in recipe.members]
+    files = [weights_key(member.model, member.weights).get("weights") for member in recipe.members]
     return {"recipe": plain_settings(recipe), "data": data.fingerprint, "seed": seed} | ({"weights": files} if any(files) else {})
 
 # %% ../nbs/15_run.ipynb #note-in
