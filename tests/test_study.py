@@ -42,6 +42,13 @@ def test_every_part_runs_and_is_kept(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_part_alone_makes_its_own_runs_and_no_others(tmp_path):
+    execute(tmp_path, parts="members")
+    made = {path.name.split("-seed")[0] for path in (tmp_path / "kept" / "condensed").iterdir()}
+    assert made == {"random_packed", "one_model", "two_models_gbm", "three_models", "four_models"}
+
+
+@pytest.mark.slow
 def test_an_unknown_part_is_refused_before_any_work(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parts recipe: hypotheses"):
         execute(tmp_path, parts="recipe")
