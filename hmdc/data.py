@@ -157,15 +157,23 @@ def _fingerprint(data: "ImageData") -> str:
 # %% ../nbs/01_data.ipynb #image-data-class
 @dataclass(frozen=True, eq=False, repr=False)  # comparing and printing 60,000 images helps nobody
 class ImageData:
-    "Labelled images in memory, as bytes: a train part, a test part, a validation part after `holdout`. Raises: ValueError."
-    name: str  # the set's name, for file names and provenance
-    classes: tuple[str, ...]  # class names; their places are the labels
-    train_images: Tensor  # [N,3,H,H] uint8
-    train_labels: Tensor  # [N] int64
-    test_images: Tensor  # [M,3,H,H] uint8
-    test_labels: Tensor  # [M] int64
-    validation_images: Tensor | None = None  # [K,3,H,H] uint8: what `holdout` took from the train part
-    validation_labels: Tensor | None = None  # [K] int64
+    """Labelled images in memory, as bytes: a train part, a test part, a validation part after `holdout`. Raises: ValueError.
+
+    name: of the set, for file names and provenance. classes: names, whose places are the labels. train_images: uint8
+    [N,3,H,H]. train_labels: int64 [N], 0 to classes - 1. test_images: uint8 [M,3,H,H]. test_labels: int64 [M].
+    validation_images: uint8 [K,3,H,H], which `holdout` took from the train part; None: there are none. validation_labels:
+    int64 [K].
+    What follows from these: `num_classes`; `image_size` (H, pixels); `class_sizes`, train images of each class;
+    `statistics` of the train part; `fingerprint`, a hash of all of it.
+    """
+    name: str
+    classes: tuple[str, ...]
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    validation_images: Tensor | None = None
+    validation_labels: Tensor | None = None
     num_classes: int = field(init=False)  # this and what stands below follows from the rest
     image_size: int = field(init=False)  # H, pixels
     class_sizes: list[int] = field(init=False)  # how many train images each class has

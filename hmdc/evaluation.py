@@ -108,9 +108,10 @@ def train(syn: SyntheticSet, model: str | Member, seed: int = 0, protocol: str =
           device: str | torch.device | None = None) -> nn.Module:
     """Train a fresh model on a condensed set, as `evaluate` does; it takes images that `syn.statistics` has normalised.
 
-    model: a timm name, from scratch, or a Member. seed: of its start and its training. protocol: a name in PROTOCOLS.
-    length: updates or epochs, as the protocol counts; None: its own number. device: None: a GPU where there is one.
-    Raises: ValueError, OSError before any work; FloatingPointError where the training diverges.
+    syn: the condensed set. model: a timm name, from scratch, or a Member. seed: of its start and its training, whole,
+    from 0. protocol: a name in PROTOCOLS. length: updates or epochs, as the protocol counts; None: its own number.
+    device: None: a GPU where there is one. Raises: ValueError, OSError before any work; FloatingPointError where the
+    training diverges.
     """
     check_set(syn)
     member, rule, device = as_member(model), protocol_named(protocol, length), usable_device(device)
@@ -202,9 +203,10 @@ def evaluate(
 ) -> pd.DataFrame:
     """Train fresh models on a condensed set and test them: a row per model and seed, accuracies in percent.
 
-    data: its test part; its validation part where there is one. protocol: a name in PROTOCOLS. weights: for models given
-    by name: "scratch", "imagenet", a folder or a file. length: of training, in the protocol's unit (updates or epochs);
-    None: its own. device: None: a GPU where there is one. Raises: ValueError, FileNotFoundError, OSError.
+    syn: the condensed set. data: its test part; its validation part where there is one. models: timm names, or Members.
+    seeds: of the trainings, whole, from 0. protocol: a name in PROTOCOLS. weights: for models given by name: "scratch",
+    "imagenet", a folder or a file. length: of training, in the protocol's unit (updates or epochs); None: its own.
+    device: None: a GPU where there is one. progress: show a bar. Raises: ValueError, FileNotFoundError, OSError.
     """
     rule, members = protocol_named(protocol, length), [as_member(each, weights) for each in listed("models", models)]
     check_evaluate(syn, data, members, listed("seeds", seeds), rule)

@@ -163,7 +163,11 @@ class GradientMatching:
 # %% ../nbs/06_matching.ipynb #gradients-wish
 @dataclass(frozen=True)
 class Gradients:
-    "What a recipe asks for: match ∇θ of every member's cross-entropy (a mean over the batch). Raises: ValueError."
+    """What a recipe asks for: match ∇θ of every member's cross-entropy (a mean over the batch). Raises: ValueError.
+
+    distance: a name in SERVED_DISTANCES. matched: gradients of "all" parameters, or of "conv": the weights of
+    convolutions.
+    """
 
     distance: str = one_of(*SERVED_DISTANCES)
     matched: str = one_of("all", "conv")

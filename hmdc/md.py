@@ -33,7 +33,11 @@ def pair_loss(ssd: SpatialSemanticDecomposition, a: int, b: int) -> Callable[[li
 # %% ../nbs/09_md.ipynb #distillation
 @dataclass(frozen=True)
 class Distillation:
-    "What a recipe asks for: match ∇θ of L_MD of every pair of members (paper, section 3.3). Raises: ValueError."
+    """What a recipe asks for: match ∇θ of L_MD of every pair of members (paper, section 3.3). Raises: ValueError.
+
+    distance: a name in SERVED_DISTANCES. matched: gradients of "all" parameters, or of "conv": the weights of
+    convolutions.
+    """
 
     distance: str = one_of(*SERVED_DISTANCES)
     matched: str = one_of("all", "conv")

@@ -274,9 +274,10 @@ def create_model(name: str, num_classes: int, image_size: int, weights: str = "s
                  generator: torch.Generator | None = None, **kwargs) -> Network:
     """Create a network with a new classifier. Raises: ValueError, FileNotFoundError, OSError (weights out of reach).
 
-    name: any timm architecture, `convnet3`, `vit_nano_patch4`. image_size: px, of the data. weights: "scratch", "imagenet",
-    or a folder or file of safetensors. input_size: px at the network's entrance; None: by the weights, else the data's.
-    generator: for the initialisation; None: torch's global generator. kwargs: arguments of the architecture, e.g. width=64.
+    name: any timm architecture, `convnet3`, `vit_nano_patch4`. num_classes: from 1. image_size: px, of the data.
+    weights: "scratch", "imagenet", or a folder or file of safetensors. input_size: px at the network's entrance; None:
+    by the weights, else the data's. generator: for the initialisation; None: torch's global generator. kwargs:
+    arguments of the architecture, e.g. width=64.
     """
     sized = {"img_size": input_size} if input_size and probe(name).pretrained_cfg.get("fixed_input_size") else {}
     given = tuple(sorted((sized | kwargs).items()))
@@ -319,7 +320,7 @@ def _split(feature: torch.Tensor | tuple) -> Feature:
 def tap(network: Network, x: torch.Tensor) -> tuple[torch.Tensor, list[Feature]]:
     """Logits [B, classes] and the feature of every layer, in one pass. Raises: TypeError.
 
-    x: [B,3,H,W], normalised.
+    network: of `create_model`. x: [B,3,H,W], normalised.
     """
     model = network.model
     check_tappable(model)
@@ -334,14 +335,20 @@ def tap(network: Network, x: torch.Tensor) -> tuple[torch.Tensor, list[Feature]]
 # %% ../nbs/03_models.ipynb #member
 @dataclass(frozen=True)
 class Member:
-    "One network of the ensemble that condenses, or one that is evaluated."
+    """One network of the ensemble that condenses, or one that is evaluated. Raises: ValueError.
 
-    model: str  # a timm architecture
-    weights: str = "scratch"  # "scratch", "imagenet", or a folder or file of safetensors
-    input_size: int | None = checked(None, least=1)  # px; None: by the weights, else the data's
-    lr: float | None = checked(None, least=0)  # learning rate; None: that of the recipe's or protocol's table
-    frozen_features: bool = False  # train the classifier alone, as the released code does by accident
-    kwargs: tuple = ()  # (name, value) arguments of the architecture; a dict is accepted
+    model: a timm architecture, or one of this package. weights: "scratch", "imagenet", or a folder or file of
+    safetensors. input_size: px at its entrance, from 1; None: by the weights, else the data's. lr: learning rate, from 0;
+    None: that of the recipe's or protocol's table. frozen_features: train the classifier alone, as the released code does
+    by accident. kwargs: arguments of the architecture as a dict, or as (name, value) pairs.
+    """
+
+    model: str
+    weights: str = "scratch"
+    input_size: int | None = checked(None, least=1)
+    lr: float | None = checked(None, least=0)
+    frozen_features: bool = False
+    kwargs: tuple = ()
 
     def __post_init__(self):
         try:
@@ -358,11 +365,14 @@ class Member:
         return self.model + ("" if not self.kwargs else f"({', '.join(f'{k}={v}' for k, v in self.kwargs)})")
 
     def build(self, num_classes: int, image_size: int, generator: torch.Generator | None = None) -> Network:
-        "A fresh network: starting weights, new classifier."
+        """A fresh network: starting weights, new classifier. Raises: as `create_model`.
+
+        num_classes: from 1. image_size: px, of the data. generator: for the initialisation; None: torch's global generator.
+        """
         return create_model(self.model, num_classes, image_size, self.weights, self.input_size, generator, **dict(self.kwargs))
 
     def trained_parameters(self, network: Network) -> list[nn.Parameter]:
-        "What the optimizer holds."
+        "What the optimizer holds. network: of `build`."
         return network.classifier_parameters() if self.frozen_features else list(network.parameters())
 
 # %% ../nbs/03_models.ipynb #check-member

@@ -45,10 +45,13 @@ class FeatureMatching:
 # %% ../nbs/06b_paradigms.ipynb #features
 @dataclass(frozen=True)
 class Features:
-    "What a recipe asks for: match the mean features of every member. Raises: ValueError."
+    """What a recipe asks for: match the mean features of every member. Raises: ValueError.
 
-    layers: tuple[int, ...] = (-1,)  # as they are tapped; -1: the last map
-    weights: tuple[float, ...] = checked((1.0,), least=0)  # one for each layer
+    layers: as they are tapped; -1: the last map. weights: from 0, one for each layer.
+    """
+
+    layers: tuple[int, ...] = (-1,)
+    weights: tuple[float, ...] = checked((1.0,), least=0)
 
     def __post_init__(self):
         check_settings(self)
@@ -90,9 +93,12 @@ class CharacteristicMatching:
 # %% ../nbs/06b_paradigms.ipynb #characteristic
 @dataclass(frozen=True)
 class Characteristic:
-    "What a recipe asks for: match the characteristic function of every member's features. Raises: ValueError."
+    """What a recipe asks for: match the characteristic function of every member's features. Raises: ValueError.
 
-    number: int = checked(256, least=1)  # frequencies
+    number: of frequencies, from 1.
+    """
+
+    number: int = checked(256, least=1)
     __post_init__ = check_settings
 
     def bind(self, ensemble) -> list[CharacteristicMatching]:
@@ -126,7 +132,10 @@ class ClassMeans:
 # %% ../nbs/06b_paradigms.ipynb #discrimination
 @dataclass(frozen=True)
 class Discrimination:
-    "What a recipe asks for: CAFE's discrimination by class means, of every member. Raises: ValueError."
+    """What a recipe asks for: CAFE's discrimination by class means, of every member. Raises: ValueError.
+
+    weight: from 0.
+    """
 
     weight: float = checked(0.01, least=0)
     __post_init__ = check_settings
@@ -159,7 +168,10 @@ class Recognition:
 # %% ../nbs/06b_paradigms.ipynb #cross-entropy
 @dataclass(frozen=True)
 class CrossEntropy:
-    "What a recipe asks for: recognition of the synthetic images by every member (IDM). Raises: ValueError."
+    """What a recipe asks for: recognition of the synthetic images by every member (IDM). Raises: ValueError.
+
+    weight: from 0.
+    """
 
     weight: float = checked(0.5, least=0)
     __post_init__ = check_settings

@@ -59,20 +59,28 @@ def idc_sgd(member: Member, network: Network) -> torch.optim.Optimizer:
 # %% ../nbs/16d_protocols.ipynb #protocol
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    "How a condensed set is judged. Raises: ValueError."
+    """How a condensed set is judged. Raises: ValueError.
+
+    name: for tables. updates: training steps, from 1, for every set the same; None: counted in epochs. epochs: passes
+    over the set, from 1; None: counted in updates. batch: images, from 1. mode: of the network while it trains: "train";
+    "eval": normalisation statistics stay frozen. optimizer: (member, network) -> optimizer of what learns. rate: (step,
+    steps) -> learning rate, relative to its largest value. best_test: also report the best test accuracy over every 10th
+    epoch. augment: a name in STRATEGIES; one draw per image. flips_digits: whether digits are mirrored too. cutmix:
+    probability in [0,1], for models that are not ViTs. mixed_cutout: cutout stays on in a batch that CutMix mixes.
+    """
 
     name: str
-    updates: int | None = checked(None, least=1)  # training steps, for every set the same; None: counted in epochs
-    epochs: int | None = checked(None, least=1)  # passes over the set; None: counted in updates
-    batch: int = checked(64, least=1)  # images
-    mode: str = "train"  # of the network while it trains; "eval": normalisation statistics stay frozen
-    optimizer: Callable = tuned  # (member, network) -> optimizer of what learns
-    rate: Callable = warm_up_cosine  # (step, steps) -> learning rate, relative to its largest value
-    best_test: bool = False  # also report the best test accuracy over every 10th epoch
-    augment: str = "idc_evaluation"  # a strategy, per image
-    flips_digits: bool = False  # whether digits are mirrored too
-    cutmix: float = checked(0.5, least=0, most=1)  # probability, for models that are not ViTs
-    mixed_cutout: bool = False  # cutout stays on in a batch that CutMix mixes
+    updates: int | None = checked(None, least=1)
+    epochs: int | None = checked(None, least=1)
+    batch: int = checked(64, least=1)
+    mode: str = "train"
+    optimizer: Callable = tuned
+    rate: Callable = warm_up_cosine
+    best_test: bool = False
+    augment: str = "idc_evaluation"
+    flips_digits: bool = False
+    cutmix: float = checked(0.5, least=0, most=1)
+    mixed_cutout: bool = False
 
     def __post_init__(self):
         check_settings(self)

@@ -23,27 +23,38 @@ from .synthetic import check_factor, pack
 # %% ../nbs/05_real.ipynb #real-settings
 @dataclass(frozen=True)
 class Real:
-    "Which images are compared at a step. Raises: ValueError."
+    """Which images are compared at a step. Raises: ValueError.
 
-    batch: int = checked(128, least=1)  # real images of a class
-    synthetic_batch: int = checked(128, least=1)  # at most, of the unpacked ones
-    choice: str = one_of("kmeans", "random")  # "kmeans": representatives of clusters (DREAM)
-    refresh_every: int = checked(10, least=1)  # inner steps between clusterings
-    pool_per_class: int | None = checked(None, least=1)  # real images of each class that are used; None: all
-    augment: str = one_of("hmdc", *(name for name in STRATEGIES if name != "hmdc"))  # one draw for both sides
-    match_cutmix: float = checked(0.0, least=0, most=1)  # probability of CutMix, drawn apart for each side (released code)
+    batch: real images of a class, from 1. synthetic_batch: unpacked synthetic images of a class at most, from 1. choice:
+    "kmeans": representatives of clusters (DREAM); "random". refresh_every: inner steps between clusterings, from 1.
+    pool_per_class: real images of each class that are used, from 1; None: all. augment: a name in STRATEGIES; one draw
+    for both sides. match_cutmix: probability of CutMix in [0,1], drawn apart for each side (released code).
+    """
+
+    batch: int = checked(128, least=1)
+    synthetic_batch: int = checked(128, least=1)
+    choice: str = one_of("kmeans", "random")
+    refresh_every: int = checked(10, least=1)
+    pool_per_class: int | None = checked(None, least=1)
+    augment: str = one_of("hmdc", *(name for name in STRATEGIES if name != "hmdc"))
+    match_cutmix: float = checked(0.0, least=0, most=1)
     __post_init__ = check_settings
 
 # %% ../nbs/05_real.ipynb #store
 @dataclass(frozen=True)
 class Store:
-    "How images are stored, and what they start from. Raises: ValueError."
+    """How images are stored, and what they start from. Raises: ValueError.
 
-    ipc: int = checked(10, least=1)  # stored images per class
-    factor: int = checked(2, least=1)  # tiles per side of a stored image: multi-formation
-    init: str = one_of("kmeans", "real", "random")  # "random": noise
-    packed: bool = True  # whether an initial image is made of factor² real ones
-    align_corners: bool = True  # rule of upsampling a tile
+    ipc: stored images per class, from 1. factor: tiles per side of a stored image, from 1: multi-formation. init:
+    "kmeans": nearest to centres of clusters; "real": drawn; "random": noise. packed: whether an initial image is made of
+    factor² real ones. align_corners: rule of upsampling a tile.
+    """
+
+    ipc: int = checked(10, least=1)
+    factor: int = checked(2, least=1)
+    init: str = one_of("kmeans", "real", "random")
+    packed: bool = True
+    align_corners: bool = True
     __post_init__ = check_settings
 
     @property

@@ -21,61 +21,86 @@ from .real import Real, Store
 # %% ../nbs/09b_settings.ipynb #motion
 @dataclass(frozen=True)
 class Motion:
-    "How the images move. Raises: ValueError."
+    """How the images move. Raises: ValueError.
 
-    space: str = one_of("normalised", "pixel")  # units of the optimised numbers
-    lr: float = checked(5e-3, least=0)  # in units of `space`
+    space: units of the optimised numbers: "normalised" or "pixel". lr: in these units, from 0. momentum: in [0,1).
+    normalise_gradient: divide by the largest absolute value per image and channel. turn: a step after "all" classes, or
+    after each "class". clamp: to valid pixels after every "step", every "outer" iteration, None: never. halve_at: outer
+    iterations, from 1, at each of which the rate is halved.
+    """
+
+    space: str = one_of("normalised", "pixel")
+    lr: float = checked(5e-3, least=0)
     momentum: float = checked(0.5, least=0, below=1)
-    normalise_gradient: bool = True  # divide by the largest absolute value per image and channel
-    turn: str = one_of("all", "class")  # a step after "all" classes, or after each "class"
-    clamp: str | None = one_of("step", "outer", None)  # to valid pixels after every step, every outer iteration, never
-    halve_at: tuple[int, ...] = checked((), least=1)  # outer iterations from which the rate is half of what it was
+    normalise_gradient: bool = True
+    turn: str = one_of("all", "class")
+    clamp: str | None = one_of("step", "outer", None)
+    halve_at: tuple[int, ...] = checked((), least=1)
     __post_init__ = check_settings
 
 # %% ../nbs/09b_settings.ipynb #training
 @dataclass(frozen=True)
 class Training:
-    "How the networks train after every image step. Raises: ValueError."
+    """How the networks train after every image step. Raises: ValueError.
+
+    on: images that they train on: "real", "synthetic", or None: they do not train. distil: mutual distillation in their
+    loss (paper, section 3.3). train_images: of each epoch, from 1; None: all there are. epochs: after every image step,
+    from 1. train_batch: images, from 1. train_augment: a name in STRATEGIES; one draw per image. cutmix: probability in
+    [0,1], for members that are not ViTs. mixed_cutout: cutout stays on in a batch that CutMix mixes (released code).
+    net_momentum: of SGD, in [0,1). net_weight_decay: of SGD, from 0. ssd_lr: of Adam, for the maps of SSD, from 0.
+    ssd_mix: softmax of the layer-matching matrix over the "source" or the "target" layers. ssd_apart: the maps train on a
+    pass of their own, not on the networks' images (released code).
+    """
 
     on: str | None = one_of("real", "synthetic", None)
-    distil: bool = True  # mutual distillation in their loss
-    train_images: int | None = checked(2000, least=1)  # of each epoch; None: all there are
+    distil: bool = True
+    train_images: int | None = checked(2000, least=1)
     epochs: int = checked(1, least=1)
     train_batch: int = checked(128, least=1)
-    train_augment: str = one_of("hmdc", *(name for name in STRATEGIES if name != "hmdc"))  # one draw per image
-    cutmix: float = checked(0.5, least=0, most=1)  # probability, for members that are not ViTs
-    mixed_cutout: bool = False  # cutout stays on in a batch that CutMix mixes (released code)
+    train_augment: str = one_of("hmdc", *(name for name in STRATEGIES if name != "hmdc"))
+    cutmix: float = checked(0.5, least=0, most=1)
+    mixed_cutout: bool = False
     net_momentum: float = checked(0.0, least=0, below=1)
     net_weight_decay: float = checked(0.0, least=0)
-    ssd_lr: float = checked(0.01, least=0)  # Adam
-    ssd_mix: str = one_of("source", "target")  # softmax of the layer-matching matrix over these layers
-    ssd_apart: bool = False  # the maps train on a pass of their own, not on the networks' images (released code)
+    ssd_lr: float = checked(0.01, least=0)
+    ssd_mix: str = one_of("source", "target")
+    ssd_apart: bool = False
     __post_init__ = check_settings
 
 # %% ../nbs/09b_settings.ipynb #lifecycles
 @dataclass(frozen=True)
 class Ages:
-    "Networks from a pool of different ages match (IDM). Raises: ValueError."
+    """Networks from a pool of different ages match (IDM). Raises: ValueError.
 
-    pool: int = checked(100, least=1)  # networks at most
-    every: int = checked(30, least=1)  # outer iterations from one new network to the next
-    trained: int = checked(2, least=1)  # networks, drawn anew, that train after every image step
+    pool: networks at most, from 1. every: outer iterations from one new network to the next, from 1. trained: networks,
+    drawn anew, that train after every image step, from 1.
+    """
+
+    pool: int = checked(100, least=1)
+    every: int = checked(30, least=1)
+    trained: int = checked(2, least=1)
     __post_init__ = check_settings
 
 # %% ../nbs/09b_settings.ipynb #experts
 @dataclass(frozen=True)
 class Experts:
-    "Students start where an expert was, and are to end where it went (MTT). Raises: ValueError."
+    """Students start where an expert was, and are to end where it went (MTT). Raises: ValueError.
 
-    count: int = checked(100, least=1)  # trajectories
-    length: int = checked(50, least=1)  # epochs of each
-    latest: int = checked(20, least=0)  # epoch from which a student starts, at most
-    span: int = checked(2, least=1)  # M: epochs of the expert that a student is to follow
-    steps: int = checked(30, least=1)  # N: of the student
-    student_batch: int = checked(256, least=1)  # synthetic images of a step, at most
-    rate: float = checked(0.01, above=0)  # of the student, at first
-    rate_lr: float = checked(1e-5, least=0)  # of that rate, which is learned
-    folder: str = "runs/experts"  # where trajectories are kept
+    count: trajectories, from 1. length: epochs of each, from 1. latest: epoch from which a student starts, at most; from
+    0. span: M: epochs of the expert that a student is to follow, from 1. steps: N: of the student, from 1. student_batch:
+    synthetic images of a step at most, from 1. rate: of the student at first, above 0. rate_lr: learning rate of that
+    rate, from 0. folder: where trajectories are kept.
+    """
+
+    count: int = checked(100, least=1)
+    length: int = checked(50, least=1)
+    latest: int = checked(20, least=0)
+    span: int = checked(2, least=1)
+    steps: int = checked(30, least=1)
+    student_batch: int = checked(256, least=1)
+    rate: float = checked(0.01, above=0)
+    rate_lr: float = checked(1e-5, least=0)
+    folder: str = "runs/experts"
 
     def __post_init__(self):
         check_settings(self)
@@ -85,13 +110,18 @@ class Experts:
 # %% ../nbs/09b_settings.ipynb #length
 @dataclass(frozen=True)
 class Length:
-    "How long a method runs, and when its networks are fresh. Raises: ValueError."
+    """How long a method runs, and when its networks are fresh. Raises: ValueError.
 
-    outer: int = checked(100, least=0)  # iterations; 0: the initial images are the result
-    inner: int = checked(100, least=1)  # image steps in each
-    sample_every: int = checked(10, least=1)  # inner steps between samples of gradient magnitudes
-    fresh: str | Ages | Experts = "outer"  # "outer": new networks in every outer iteration
-    snapshots: tuple[int, ...] | None = checked(None, least=0)  # outer iterations after which images are kept; None: a series
+    outer: iterations, from 0; 0: the initial images are the result. inner: image steps in each, from 1. sample_every:
+    inner steps between samples of gradient magnitudes, from 1. fresh: "outer": new networks in every outer iteration; or
+    Ages, or Experts. snapshots: outer iterations after which images are kept; None: 0, 1, 2, 5, 10, … and the last.
+    """
+
+    outer: int = checked(100, least=0)
+    inner: int = checked(100, least=1)
+    sample_every: int = checked(10, least=1)
+    fresh: str | Ages | Experts = "outer"
+    snapshots: tuple[int, ...] | None = checked(None, least=0)
 
     def __post_init__(self):
         check_settings(self)
@@ -107,24 +137,30 @@ class Length:
         return (0, *(n for n in series if n < self.outer), self.outer) if self.outer else ()
 
     def is_fresh(self, outer: int, inner: int) -> bool:
-        "Whether the networks of an inner step are fresh ones; a lifecycle of its own decides in every iteration."
+        "Whether the networks of step `inner` of iteration `outer` are fresh; a lifecycle of its own decides in every iteration."
         return inner == 0
 
 # %% ../nbs/09b_settings.ipynb #recipe
 @dataclass(frozen=True)
 class Recipe:
-    "Every setting of a condensation method, in groups: one for each room that reads it. Raises: ValueError."
+    """Every setting of a condensation method, in groups: one for each room that reads it. Raises: ValueError.
+
+    name: for files and tables. members: the ensemble; a name is a member from scratch. targets: what is matched. balance:
+    a mode of `GradientBalance` (paper, section 3.2); None: the targets' plain sum. store: how images are stored. motion:
+    how they move. real: what they are compared with. training: of the networks. length: of the run. precision: "fp32";
+    "bf16": products of matrices and convolutions in half the bits.
+    """
 
     name: str
-    members: tuple[Member, ...] = ()  # the ensemble; a name is a member from scratch
-    targets: tuple = (Gradients(), Distillation())  # what is matched
+    members: tuple[Member, ...] = ()
+    targets: tuple = (Gradients(), Distillation())
     balance: str | None = one_of(*GradientBalance.modes)
     store: Store = Store()
     motion: Motion = Motion()
     real: Real = Real()
     training: Training = Training()
     length: Length = Length()
-    precision: str = one_of("fp32", "bf16")  # "bf16": products of matrices and convolutions in half the bits
+    precision: str = one_of("fp32", "bf16")
 
     def __post_init__(self):
         if isinstance(self.members, tuple):
@@ -135,7 +171,10 @@ class Recipe:
                              "targets: nothing can be matched")
 
     def replace(self, **changes: Any) -> "Recipe":
-        "The same recipe with other values, in whichever group they stand: `.replace(ipc=1, outer=20)`. Raises: ValueError."
+        """The same recipe with other values: `.replace(ipc=1, outer=20)`. Raises: ValueError.
+
+        changes: fields of the recipe or of its groups, in whichever they stand.
+        """
         groups = {name: value for name, value in vars(self).items() if name in GROUPS}
         own = {name: changes.pop(name) for name in list(changes) if name in vars(self)}
         for name, group in groups.items():

@@ -251,15 +251,22 @@ def _unpacked(syn: "SyntheticSet") -> tuple[torch.Tensor, torch.Tensor]:
 # %% ../nbs/04_synthetic.ipynb #set
 @dataclass(frozen=True, repr=False, eq=False)
 class SyntheticSet:
-    "A condensed dataset. Raises: ValueError or TypeError, saying what is wrong with it and what to do."
-    images: torch.Tensor  # float in [0,1]: [classes,ipc,3,H,W], whose row is their class; or [N,3,H,W], with targets
-    classes: tuple[str, ...]  # names, in the order of the labels
-    factor: int  # tiles per side of every stored image
-    statistics: Statistics  # of the real train images
-    align_corners: bool = True  # how tiles are upsampled; False: as IDC and IDM do
-    meta: dict = field(default_factory=dict)  # dataset, recipe, seed, versions
-    targets: torch.Tensor | None = None  # of images [N,3,H,W]: labels int64 [N], or soft: probabilities [N,classes]
-    order: str = "columns"  # in which tiles are taken; "rows": as IDC and DREAM do
+    """A condensed dataset. Raises: ValueError or TypeError, saying what is wrong with it and what to do.
+
+    images: float in [0,1]: [classes,ipc,3,H,W], whose row is their class; or [N,3,H,W], with targets. classes: names, in
+    the order of the labels. factor: tiles per side of every stored image, from 1. statistics: of the real train images.
+    align_corners: how tiles are upsampled; False: as IDC and IDM do. meta: dataset, recipe, seed, versions. targets: of
+    images [N,3,H,W]: labels int64 [N], or soft: probabilities [N,classes]. order: in which tiles are taken: "columns";
+    "rows", as IDC and DREAM do.
+    """
+    images: torch.Tensor
+    classes: tuple[str, ...]
+    factor: int
+    statistics: Statistics
+    align_corners: bool = True
+    meta: dict = field(default_factory=dict)
+    targets: torch.Tensor | None = None
+    order: str = "columns"
 
     def __post_init__(self):
         vars(self).update(classes=class_names(self.classes), statistics=_as_statistics(self.statistics), meta=_as_meta(self.meta))
@@ -273,11 +280,12 @@ class SyntheticSet:
     @staticmethod
     def of(images, labels, statistics, classes=None, *, normalised: bool = False, factor: int = 1, order: str = "columns",
            align_corners: bool = True, meta: dict | None = None) -> "SyntheticSet":
-        """A set of anyone's images [N,3,H,W], or grey: floats in [0,1], bytes, or `normalised`; a little overshoot is clamped.
+        """A set of anyone's images. Raises: ValueError, TypeError.
 
-        labels: [N] from 0; or soft [N,classes], probabilities or logits, which get a softmax. statistics: (mean, std) of the
-        real train images. classes: names; None: numbers. factor, order, align_corners: how a stored image is unpacked.
-        Raises: ValueError, TypeError.
+        images: [N,3,H,W], or grey: floats in [0,1], bytes, or `normalised`; a little overshoot is clamped. labels: [N]
+        from 0; or soft [N,classes], probabilities or logits, which get a softmax. statistics: (mean, std) of the real
+        train images. classes: names; None: numbers. factor, order, align_corners: how a stored image is unpacked. meta:
+        of its making, a dict that JSON can hold.
         """
         made = _own_fields(images, labels, statistics, classes, normalised, dict(meta or {}))
         return SyntheticSet(**made, factor=factor, order=order, align_corners=align_corners)
@@ -288,17 +296,18 @@ class SyntheticSet:
     def unpack(self) -> tuple[torch.Tensor, torch.Tensor]:
         "All training images [N,3,H,W] in [0,1], and labels [N] or probabilities [N,classes]; rows of classes class by class."
         return _unpacked(self)
-    def to_dataset(self) -> TensorDataset:  # for any PyTorch training loop
+    def to_dataset(self) -> TensorDataset:
+        "What `unpack` gives, for any PyTorch training loop."
         return TensorDataset(*self.unpack())
     def save(self, path: str | Path) -> None:
-        "Write one safetensors file with everything needed to use the set, at once or not at all."
+        "Write one safetensors file, `path`, with everything needed to use the set, at once or not at all. Raises: OSError."
         _write(self, path)
     @staticmethod
     def load(path: str | Path) -> "SyntheticSet":
-        "Read what `save` wrote. Raises: FileNotFoundError, ValueError."
+        "Read what `save` wrote to `path`; nothing in it is run. Raises: FileNotFoundError, ValueError."
         return _read(path)
     def to_folder(self, path: str | Path) -> None:
-        "Write the unpacked images as PNG, `path/<class>/<number>.png`, to a new folder. Raises: FileExistsError."
+        "Write the unpacked images as PNG, `<class>/<number>.png` in `path`, a new folder. Raises: FileExistsError."
         _write_pictures(self, Path(path))
     def grid(self) -> Image.Image:
         "The stored images, a row for each class where they have rows."

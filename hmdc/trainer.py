@@ -36,8 +36,9 @@ def condense(recipe: Recipe, data: ImageData, out: str | Path | None = None, see
              device: str | torch.device | None = None, *, progress: bool = True, engine: Callable = engine_for) -> SyntheticSet:
     """Condense a dataset (paper, algorithm 1).
 
-    out: results folder; an interrupted run in it goes on; None: keep nothing. device: None: a GPU where there is one.
-    progress: show a bar. engine: makes the engine, with the arguments of `engine_for`.
+    recipe: of `hmdc.recipe`, or one's own. data: of `load_dataset`. out: results folder; an interrupted run in it goes on;
+    None: keep nothing. seed: whole, from 0. device: None: a GPU where there is one. progress: show a bar. engine: makes the
+    engine, with the arguments of `engine_for`. Returns the set that the last step made.
     Raises: ValueError, TypeError, OSError, FileExistsError before any work; FloatingPointError where a loss breaks.
     """
     check_condense(recipe, data, seed, engine)

@@ -1,10 +1,12 @@
 """What this repository promises about itself: its files agree with each other. The notebooks' form: test_notebooks.py."""
 
 import ast
+import inspect
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -15,8 +17,14 @@ import yaml
 
 import hmdc
 from hmdc.hypotheses import pairs
+from hmdc.matching import Gradients
+from hmdc.md import Distillation
+from hmdc.paradigms import Characteristic, CrossEntropy, Discrimination, Features
+from hmdc.protocols import Protocol
+from hmdc.real import Real, Store
 from hmdc.recipes import recipe
 from hmdc.report import table
+from hmdc.settings import Ages, Experts, Length, Motion, Training
 from hmdc.verdicts import by_model, differences
 
 ROOT = Path(__file__).parent.parent
@@ -165,6 +173,36 @@ def test_no_tracked_file_names_a_path_of_one_machine():
             if match := MACHINE_PATH.search(line):
                 found.append(f"{name}:{number}: {line[max(0, match.start() - 30):match.end() + 30]}")
     assert not found, "\n".join(found)
+
+
+# --- help
+
+GROUPS = (Store, Real, Motion, Training, Ages, Experts, Length, Protocol)
+TARGETS = (Gradients, Distillation, Features, Characteristic, Discrimination, CrossEntropy)
+
+
+def methods(what: type) -> list[Callable]:
+    """What a class defines to be called, by public names; functions that are its fields' defaults are defined elsewhere."""
+    found = [getattr(what, name) for name in vars(what) if not name.startswith("_") and inspect.isroutine(getattr(what, name))]
+    return [each for each in found if getattr(each, "__qualname__", "").startswith(f"{what.__name__}.")]
+
+
+def unexplained(what: Callable) -> list[str]:
+    """Parameters that help() does not explain: by `name: …`, or in a short one by its name in backticks."""
+    text = inspect.getdoc(what) or ""
+    return [name for name in inspect.signature(what).parameters
+            if name != "self" and not re.search(rf"`{name}`|(?<![\w.]){name}(, \w+)*:", text)]
+
+
+@pytest.mark.parametrize("what", [*(getattr(hmdc, name) for name in hmdc.__all__), *GROUPS], ids=lambda what: what.__name__)
+def test_help_explains_every_parameter(what):
+    public = [what, *(methods(what) if inspect.isclass(what) else ())]
+    assert not {each.__qualname__: unexplained(each) for each in public if unexplained(each) or not inspect.getdoc(each)}
+
+
+@pytest.mark.parametrize("what", TARGETS, ids=lambda what: what.__name__)
+def test_help_explains_what_a_target_asks_for(what):
+    assert not unexplained(what)
 
 
 # --- numbers
