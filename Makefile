@@ -25,7 +25,7 @@ setup: $(INSTALLED) ## Create .venv and install everything into it (about 5 GB; 
 # the shell, so that a signal to make reaches it.
 REPRODUCE = exec env $(ENV) papermill nbs/reproduce_$@.ipynb runs/$@.ipynb -k python3 -l python --log-output --no-progress-bar
 
-table1: setup ## Regenerate Table 1 on digits, preset quick, and print it (minutes on two cores; finished runs are kept)
+table1: setup ## Regenerate Table 1 on digits, preset quick, and print it (45 minutes on two cores; finished runs are kept)
 	@mkdir -p runs
 	@$(REPRODUCE)
 	@cat figures/table1-digits-quick.txt
@@ -59,7 +59,7 @@ torture: setup ## Kill a condensation thirty times, at any moment; it has to end
 slow: setup ## Run the slow tests (a hundred architectures, some at 224 px, torchrun, a cluster, the study; an hour)
 	@$(ENV) pytest -m slow
 
-architectures: setup ## Condense with and train each of 150 architectures of timm for a step, into figures/ (20 minutes)
+architectures: setup ## Condense with and train each of 151 architectures of timm for a step, into figures/ (20 minutes)
 	@$(ENV) OMP_NUM_THREADS=2 python tests/test_architectures.py
 
 check: setup ## Check the form of all notebooks without running them; print how long the exported cells are
@@ -78,7 +78,7 @@ export: setup ## Write the modules from the notebooks, and clean the notebooks
 scaling: setup ## Measure steps and memory against classes and images, into figures/ (minutes)
 	@$(ENV) python -c "from hmdc.scaling import save_scaling, scaling; save_scaling(scaling())"
 
-bench: setup ## Measure every part, plain and fast, on DEVICE (cpu, cuda), into figures/ (ten minutes on two cores, six on a GPU)
+bench: setup ## Measure every part, plain and fast, on DEVICE (cpu, cuda), into figures/ (ten minutes on two cores)
 	@for setting in $(if $(filter cuda%,$(DEVICE)),32px paper,cpu-small); do $(ENV) python -c \
 	  "from hmdc.bench import bench, save; save(bench('$$setting', '$(DEVICE)'))" || exit 1; done
 	@if test $(DEVICE) = cpu; then $(ENV) python -c 'from hmdc.bench import cost, save_cost; save_cost(cost(device="cpu"))'; fi

@@ -330,7 +330,7 @@ class Table:
         seeds: of condensations, and after an x how often each is evaluated; the preset's, where they are not given.
         out_dir: folder of the runs.
         device: cpu, cuda, …
-        engine: where runs are done: local, or ray, which is a cluster (`pip install 'hmdc[cluster]'`).
+        engine: where runs are done: local, or ray, which is a cluster (`pip install ray`).
         json: print all results as JSON.
     """
 

@@ -80,7 +80,7 @@ def hmdc_characteristic(size: Size) -> Recipe:
 # %% ../nbs/09d_contenders.ipynb #ages
 @method
 def hmdc_ages(size: Size) -> Recipe:
-    "HMDC without MD, its networks drawn from a pool of ages: no published number."
+    "HMDC without MD, its networks drawn from a pool of ages; GBM has the last sample alone, since each step is an iteration: no published number."
     length = Length(10_000, 1, fresh=Ages(pool=20, every=30, trained=1))
     return _of_members("hmdc_ages", size, 2).replace(length=length, sample_every=1)
 

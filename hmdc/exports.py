@@ -108,7 +108,7 @@ def to_datasets(syn: SyntheticSet, path: str | Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError("parquet files need pyarrow: pip install 'hmdc[export]'") from error
+        raise ImportError("parquet files need pyarrow: pip install pyarrow") from error
     check_set(syn)
     root, (images, targets) = _new(Path(path)), syn.unpack()
     soft = targets.is_floating_point()

@@ -26,7 +26,7 @@ from torch import nn
 import hmdc.architectures  # noqa: F401 - registers them in timm
 from .data import Statistics
 from .image_files import brief, reading
-from .package_weights import INSTALL, PACKAGED, packaged_file, packaged_state
+from .package_weights import PACKAGED, install_command, packaged_file, packaged_state
 from .provenance import check_settings, checked, seeded
 from .second_derivatives import twice_differentiable
 
@@ -80,7 +80,7 @@ def _check_reachable(name: str) -> None:
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, "model.safetensors"), timeout=5)
     except Exception as error:  # the client's own, the operating system's, or those of its HTTP library
-        install = f", or install them: {INSTALL}" * (name in PACKAGED)
+        install = f", or install them: {install_command(name)}" * (name in PACKAGED)
         raise OSError(
             f"the ImageNet weights of {name} are neither cached nor within reach ({type(error).__name__}): "
             "pass weights='scratch', or a folder that holds " + f"{name}.safetensors{install}"
@@ -114,14 +114,14 @@ def _hash_of(path: Path, size: int, time: int) -> str:
 
 
 def weights_key(name: str, weights: str) -> dict[str, str]:
-    """What the name of a result has to tell of the file of the user's that a model starts from: its SHA-256; {} where there is none.
+    """What the name of a result has to tell of the file that a model starts from, the user's or a package's: its SHA-256.
 
-    Raises: ValueError, FileNotFoundError.
+    {} where there is none: from scratch, or the hub's. Raises: ValueError, FileNotFoundError.
     """
-    if weights in ("scratch", "imagenet") or not _is_published(name):
+    if weights == "scratch" or not _is_published(name):
         return {}
-    path = _weights_file(name, weights)
-    return {"weights": _hash_of(path, (told := path.stat()).st_size, told.st_mtime_ns)}
+    path = packaged_file(name) if weights == "imagenet" else _weights_file(name, weights)
+    return {"weights": _hash_of(path, (told := path.stat()).st_size, told.st_mtime_ns)} if path else {}
 
 # %% ../nbs/03_models.ipynb #backbone
 class _Start(NamedTuple):

@@ -154,7 +154,7 @@ def _scaled(recipe: Recipe, preset: str) -> Recipe:
         return recipe
     length, smaller = recipe.length, dict(_SMALLER[preset])
     if not length.outer:
-        return recipe.replace(pool_per_class=smaller["pool_per_class"])
+        return recipe.replace(pool_per_class=smaller.get("pool_per_class"))
     smaller |= _SMALLER_TRAINING[recipe.training.on][preset]
     if length.inner == 1:
         smaller |= dict(outer=_SINGLE_STEPS[type(length.fresh)][preset], inner=1, sample_every=1)

@@ -141,9 +141,10 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/18_report.ipynb #cost-table
 def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
-    "By method: inner steps and seconds of a condensation, and updates of an evaluation (medians)."
+    "By method: inner steps and seconds of a condensation, and updates of an evaluation that trains a network (medians)."
     columns = {"iterations": "inner steps", "condense_seconds": "seconds to condense", "updates": "updates to evaluate"}
-    found = frame.groupby("method", sort=False)[list(columns)].median().rename(columns=columns)
+    trained = frame.assign(updates=frame["updates"].where(frame["updates"] > 0))  # a head's training has none
+    found = trained.groupby("method", sort=False)[list(columns)].median().fillna(0).rename(columns=columns)
     return found.astype({"inner steps": int, "updates to evaluate": int}).round(1)
 
 # %% ../nbs/18_report.ipynb #cost-table-2

@@ -27,7 +27,7 @@ LEVEL, POWER = 0.05, 0.8  # of a test: false alarms, and how often it should fin
 @lru_cache(maxsize=None)
 def smallest_effect(n: int, level: float = LEVEL) -> float:
     "What n pairs find with this power in one two-sided test at a level, in standard deviations of their differences."
-    return TTestPower().solve_power(nobs=n, alpha=level, power=POWER)
+    return TTestPower().solve_power(nobs=n, alpha=level / 2, power=POWER, alternative="larger")  # two-sided, the solver goes wrong at few pairs
 
 
 def _paired(differences: pd.Series) -> pd.Series:

@@ -130,7 +130,7 @@ def _ray():
     try:
         import ray
     except ImportError:
-        raise ImportError("runs on a cluster need Ray: pip install 'hmdc[cluster]'") from None
+        raise ImportError("runs on a cluster need Ray: pip install ray") from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     return ray

@@ -1,5 +1,6 @@
 """Networks of every family: taps, double backward, the weights they start from, where their randomness comes from."""
 
+import hashlib
 import json
 import os
 import random
@@ -22,8 +23,8 @@ from hmdc.data import ImageData, Statistics
 from hmdc.image_files import resize
 from hmdc.matching import Gradients, respond, target_values
 from hmdc.md import Distillation
-from hmdc.models import check_weights
-from hmdc.package_weights import INSTALL, packaged_file, packaged_state
+from hmdc.models import check_weights, weights_key
+from hmdc.package_weights import packaged_file, packaged_state
 from hmdc.provenance import seeded
 from hmdc.ssd import SpatialSemanticDecomposition, shapes
 
@@ -353,7 +354,7 @@ def test_imagenet_weights_keep_their_input_size(fresh_checks, monkeypatch, name)
 # --- ImageNet weights that are packages ------------------------------------------------------------------------------
 
 LITE = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
-needs_packages = pytest.mark.skipif(not all(map(packaged_file, LITE)), reason=f"no packages of weights: {INSTALL}")
+needs_packages = pytest.mark.skipif(not all(map(packaged_file, LITE)), reason="no packages of weights: pip install '.[imagenet-lite]'")
 
 
 def counted(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -374,6 +375,17 @@ def test_a_network_starts_from_the_numbers_of_a_package_without_a_hub(fresh_chec
     assert len(held) == len(own) == tensors
     assert all(map(torch.equal, held[:-2], own[:-2])) and [len(value) for value in own[-2:]] == [10, 10]  # the classifier is new
     assert (network.weights, network.input_size, network.statistics) == (file.name, size, Statistics([0.5] * 3, [0.5] * 3))
+
+
+@needs_packages
+def test_the_name_of_a_result_tells_which_package_it_started_from(tmp_path, monkeypatch):
+    ours = weights_key(LITE[0], "imagenet")
+    assert ours["weights"] == hashlib.sha256(packaged_file(LITE[0]).read_bytes()).hexdigest()
+    (tmp_path / "other.pth").write_bytes(b"other numbers")
+    monkeypatch.setattr(models, "packaged_file", lambda name: tmp_path / "other.pth")
+    assert weights_key(LITE[0], "imagenet") != ours
+    monkeypatch.setattr(models, "packaged_file", lambda name: None)  # the hub's
+    assert weights_key(LITE[0], "imagenet") == {}
 
 
 @needs_packages

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import hmdc
-from hmdc.hypotheses import pairs
+from hmdc import hypotheses
 from hmdc.matching import Gradients
 from hmdc.md import Distillation
 from hmdc.paradigms import Characteristic, CrossEntropy, Discrimination, Features
@@ -175,6 +175,34 @@ def test_no_tracked_file_names_a_path_of_one_machine():
     assert not found, "\n".join(found)
 
 
+# --- words
+
+FOREIGN = {"RAY_ADDRESS", "GLIBC_TUNABLES", "fp32_precision", "nbdev_update"}  # names of other projects
+TO_BE = {"hmdc_plus"}  # a recipe that the study looks for
+
+
+def prose(path: Path) -> str:
+    """What is written for people: a page, or the text cells of a notebook; without blocks of code."""
+    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(cell["source"] for cell in cells(path, "markdown"))
+    return re.sub(r"```.*?```", "", text, flags=re.S)
+
+
+@each([*NOTEBOOKS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+def test_names_in_the_text_are_names_in_the_code(path: Path):
+    """Of every name in backticks that has an underscore, some code or some file is called so."""
+    sources = [file.read_text(encoding="utf-8") for file in (*MODULES, *TESTS, ROOT / "Makefile", ROOT / "settings.ini")]
+    sources += [cell["source"] for notebook in NOTEBOOKS for cell in cells(notebook, "code")]
+    known = set(re.findall(r"\w+", "\n".join(sources))) | {file.stem for file in (*NOTEBOOKS, *TESTS)} | FOREIGN | TO_BE
+    named = {word for span in re.findall(r"`([^`\n]+)`", prose(path)) for word in re.findall(r"\w*[a-zA-Z]\w*", span) if "_" in word}
+    assert not named - known, f"{path.name} names what is not there: {', '.join(sorted(named - known))}"
+
+
+def test_nobody_is_told_to_install_another_project():
+    """On the index of packages, `hmdc` is a program of somebody else."""
+    written = {path.name: path.read_text(encoding="utf-8") for path in (*NOTEBOOKS, *MODULES, *ROOT.glob("*.md"), ROOT / "Makefile")}
+    assert not [name for name, text in written.items() if re.search(r"pip install ['\"\\]*hmdc\b", text)]
+
+
 # --- help
 
 GROUPS = (Store, Real, Motion, Training, Ages, Experts, Length, Protocol)
@@ -213,7 +241,7 @@ def test_readme_shows_the_published_results(path: Path):
     frame = pd.read_csv(path)
     assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if path.name in readme:
+    if path.name in readme and "budget" not in path.stem:  # whose accuracies stand beside their cost
         rows = table(frame)
         for line in [f"| method | {' | '.join(rows.columns)} |", *(f"| {m} | {' | '.join(r)} |" for m, r in rows.iterrows())]:
             assert line in readme, f"README.md cites {path.name}, which says: {line}"
@@ -229,7 +257,7 @@ def study_lines(frame: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
         interval = f"{row.low:+.2f} to {row.high:+.2f}"
         lines.append(f"| {row.hypothesis} | {row.difference:+.2f} | {interval} | {row.smallest:.2f} | {row.p_holm:.4f} | {row.verdict} |")
     gains = differences(frame[frame["model"].isin(unseen)], dict.fromkeys(("dream", "dream_vit", "two_models", "hmdc"), "kmeans_packed"))
-    for cells in (by_model(pairs(frame, unseen)), by_model(gains)):
+    for cells in (by_model(hypotheses.pairs(frame, unseen)), by_model(gains)):
         lines += [f"| {' | '.join([name, *row])} |" for name, row in cells.iterrows()]
     condensing = frame.drop_duplicates(["method", "seed"])["condense_seconds"].sum() / 3600
     return [*lines, f"{condensing:.1f} core-hours of condensing and {frame['seconds'].sum() / 3600:.1f} of judging"]
@@ -240,6 +268,8 @@ def test_readme_shows_the_published_study(path: Path):
     frame, verdicts = pd.read_csv(path.with_name(path.name.replace("-hypotheses", ""))), pd.read_csv(path)
     for found in (frame, verdicts):
         assert found["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
+    again = hypotheses.tested(frame, verdicts["unseen"][0].split("; "))
+    pd.testing.assert_frame_equal(verdicts[list(again)], again, rtol=1e-6)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert path.name in readme
     for line in study_lines(frame, verdicts):

@@ -48,8 +48,15 @@ def test_a_part_alone_makes_its_own_runs_and_no_others(tmp_path):
     assert made == {"random_packed", "one_model", "two_models_gbm", "three_models", "four_models"}
 
 
+REFUSED = {
+    "unknown parts recipe: hypotheses": dict(parts="recipe"),
+    "the study has no parameter ipc, methods: it has preset": dict(ipc=50, methods="hmdc"),
+}
+
+
 @pytest.mark.slow
-def test_an_unknown_part_is_refused_before_any_work(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match="unknown parts recipe: hypotheses"):
-        execute(tmp_path, parts="recipe")
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_wrong_request_is_refused_before_any_work(tmp_path, message):
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        execute(tmp_path, **REFUSED[message])
     assert not (tmp_path / "kept").exists()
