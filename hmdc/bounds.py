@@ -21,7 +21,7 @@ from .evaluation import accuracy
 from .experiment import Experiment, kept_row
 from .fast_cpu import quicken
 from .heads import linear_probe_accuracy
-from .models import Member, Network
+from .models import Member, Network, weights_key
 from .protocols import DIGITS, tuned, warm_up_cosine
 from .provenance import config_hash, plain_settings, provenance, replacing, seeded, stream
 from .rates import rate_of
@@ -86,7 +86,8 @@ def bounds(experiment: Experiment, full_updates: int, say: Callable[[str], None]
     """
     rows = []
     for asked, find in _wanted(experiment, full_updates):
-        key = config_hash(plain_settings(asked) | {"data": experiment.data.fingerprint})
+        weights = weights_key(asked["model"].model, asked["model"].weights)
+        key = config_hash(plain_settings(asked) | {"data": experiment.data.fingerprint} | weights)
         path = Path(experiment.settings.out_dir) / "bounds" / f"{key}.json"
         if not path.is_file():
             start = time.perf_counter()

@@ -60,7 +60,7 @@ class Condense:
 
     Args:
         output: file of the condensed set; it must not be there.
-        recipe: hmdc, idc, dream, dm, dc, dsa, cafe, idm, mtt, random, kmeans_packed, …; `hmdc condense --recipe ?` lists all.
+        recipe: hmdc, idc, dream, dm, dc, dsa, cafe, idm, mtt, random, kmeans_packed, …; a name that is none of them is answered with all.
         ipc: stored images of each class, 1 or more.
         preset: size of networks and number of steps: minutes on two cores (quick), or the paper's hours on a GPU.
         weights: scratch, imagenet, or a folder of safetensors, for the members that start from weights.
@@ -129,7 +129,8 @@ class Score:
 
     Args:
         files: condensed sets: ours, or those of other code where file and folder say all; else `hmdc convert` first.
-        robust: also the label-robust and augmentation-robust scores, which take four more trainings of each model and set.
+        robust: also the label-robust and augmentation-robust scores, which take four more trainings of each model and set,
+            by protocol corrected and the first seed alone, and one on all the data.
         output: table of all results, as CSV.
         json: print all results as JSON.
     """

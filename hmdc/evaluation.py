@@ -49,10 +49,11 @@ def updates_per_epoch(syn: SyntheticSet, protocol: Protocol) -> int:
 
 # %% ../nbs/17_evaluation.ipynb #training-updates
 def training_updates(network: Network, syn: SyntheticSet, protocol: Protocol, optimizer: torch.optim.Optimizer,
-                     generator: torch.Generator) -> Iterator[int]:
+                     generator: torch.Generator, dataset: str | None = None) -> Iterator[int]:
     """Train a network on the unpacked images of a set, stopping after every update with the number of those done.
 
-    optimizer: of the network, at its largest rate. generator: for order and augmentation.
+    optimizer: of the network, at its largest rate. generator: for order and augmentation. dataset: by which mirroring is
+    decided; None: as the set says.
     """
     device = next(network.parameters()).device
     images, labels = (t.to(device) for t in syn.unpack())
@@ -60,7 +61,7 @@ def training_updates(network: Network, syn: SyntheticSet, protocol: Protocol, op
     targets = labels.to(images.dtype) if labels.is_floating_point() else F.one_hot(labels, len(syn.classes)).float()
     total, _ = steps_and_looks(protocol, updates_per_epoch(syn, protocol))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: protocol.rate(step, total))
-    augment, cutmix = steps_of(protocol, syn.meta.get("dataset")), 0.0 if network.is_vit else protocol.cutmix
+    augment, cutmix = steps_of(protocol, dataset or syn.meta.get("dataset")), 0.0 if network.is_vit else protocol.cutmix
     left: list[torch.Tensor] = []
     for done in range(1, total + 1):
         left = left or split_order(torch.randperm(len(images), generator=generator), protocol.batch)
@@ -148,7 +149,7 @@ def _evaluate_one(
     total, every = steps_and_looks(protocol, updates_per_epoch(syn, protocol))
     lr, decay = (optimizer.param_groups[0][name] for name in ("lr", "weight_decay"))
     with seeded(generator):  # dropout, where an architecture has any
-        for done in training_updates(network, syn, protocol, optimizer, generator):
+        for done in training_updates(network, syn, protocol, optimizer, generator, data.name):
             if done == total or (protocol.best_test or selects) and done % every == 0:
                 looks.append(_look(network, data, syn.statistics))
     _check_finite(network, member, seed)
@@ -179,12 +180,15 @@ def check_evaluate(syn: SyntheticSet | None, data: ImageData, members: list[Memb
         raise ValueError("nothing to evaluate: at least one model and one seed are needed")
     for seed in seeds:
         check_seed(seed)
+    if twice := [each for each in (*members, *seeds) if (*members, *seeds).count(each) > 1]:
+        raise ValueError(f"{getattr(twice[0], 'label', f'seed {twice[0]}')} stands twice: it would count as another")
     check_data(data)
     if not len(data.test_labels):
         raise ValueError(f"{data.name} has no test images: there is nothing to evaluate on")
     if syn is not None:
         check_set(syn)
-    if syn is not None and syn.classes != data.classes:
+    numbers = tuple(map(str, range(data.num_classes)))  # in a peer's file, whose labels are the same
+    if syn is not None and syn.classes != data.classes and (syn.classes, syn.meta.get("dataset")) != (numbers, data.name):
         raise ValueError(
             f"the condensed set has the classes {', '.join(syn.classes)}, but {data.name} has {', '.join(data.classes)}: "
             "evaluate it on the dataset it was condensed from"

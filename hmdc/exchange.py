@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from .data import ImageData, Statistics
 from .image_files import IMAGE_SUFFIXES, brief, check_claim, read_images, reading
 from .saves import load_tensors
-from .synthetic import MOST_TILES, SyntheticSet
+from .synthetic import MOST_TILES, SyntheticSet, class_folders
 
 # %% ../nbs/22_exchange.ipynb #kind-of-file
 def _in_archive(path: Path) -> str:
@@ -147,7 +147,7 @@ def named_in(path: Path) -> str | None:
     "The dataset that the names of a file and the three folders around it tell, None where they tell none or several."
     text = "/".join(path.absolute().parts[-4:]).lower()
     found = {name for pattern, name in _NAMED.items() if re.search(pattern, text)}
-    found -= {"mnist"} if "fashion_mnist" in found else set()
+    found -= {"mnist"} if "fashion_mnist" in found else {"imagenet"} if "tiny" in found else set()
     return found.pop() if len(found) == 1 else None
 
 # %% ../nbs/22_exchange.ipynb #held
@@ -210,10 +210,14 @@ def _beside(path: Path) -> Path:
 
 # %% ../nbs/22_exchange.ipynb #of-mtt-parts
 def _parts(path: Path) -> list[Path]:
-    "The files of a set that was published in parts, images_best_0.pt and on; else the file itself."
-    found = re.fullmatch(r"(.*images_best_)\d+(\.pt)", path.name)
-    others = [path.with_name(f"{found[1]}{i}{found[2]}") for i in range(100)] if found else []
-    return [each for each in others if each.is_file()] or [path]
+    "The files of a set that was published in parts, images_best_0.pt and on; else the file itself. Raises: FileNotFoundError."
+    if not (found := re.fullmatch(r"(.*images_best_)\d+(\.pt)", path.name)):
+        return [path]
+    others = [path.with_name(f"{found[1]}{i}{found[2]}") for i in range(100)]
+    last = max((i for i, each in enumerate(others) if each.is_file()), default=-1)
+    if missing := [each.name for each in others[:last] if not each.is_file()]:
+        raise FileNotFoundError(f"{path} is a part of a set, of which {', '.join(missing)} is not beside it")
+    return others[: last + 1] or [path]
 
 # %% ../nbs/22_exchange.ipynb #of-mtt-2
 def _of_mtt(found: torch.Tensor, path: Path, which: int, say: Callable) -> Held:
@@ -258,6 +262,8 @@ def _of_folder(path: Path, say: Callable) -> tuple[Held, tuple[str, ...]]:
     if not files or not all(files.values()):
         raise ValueError(f"{path} holds {brief(', '.join(sorted(each.name for each in path.iterdir())[:5])) or 'nothing'}: a folder of images for "
                          "each class is read, or name a file in it")
+    if all(re.fullmatch(r"(new)?\d+", name) for name in files):
+        files = dict(sorted(files.items(), key=lambda item: int(item[0].removeprefix("new"))))  # 2 before 10
     rded, sre2l = (all(re.fullmatch(pattern, name) for name in files) for pattern in (r"\d{5}", r"new\d+"))
     if rded or sre2l:
         say(f"{path.name}: labels are those of the folders; RDED and SRe2L train with a teacher's, which are not there")
@@ -274,6 +280,8 @@ def _factor(held: Held, path: Path, asked: int | None, say: Callable) -> int:
         return held.factor if asked is None else asked
     if found := re.search(r"factor_?(\d)", "/".join(path.absolute().parts[-4:])):
         say(f"factor {found[1]}: from the folder's name")
+        if "_multi" in str(path.absolute().parts[-4:]):
+            say("multi: IDC also trains on the images at smaller factors; here they are cut at this one alone")
         return int(found[1])
     raise ValueError(f"{path} does not say how many small images a stored one holds: pass factor=, 2 for IDC, DREAM, NCFM and "
                      "IDM with --aug, 1 for IDC-I, DM and IDM without")
@@ -281,15 +289,13 @@ def _factor(held: Held, path: Path, asked: int | None, say: Callable) -> int:
 # %% ../nbs/22_exchange.ipynb #asked-whitening
 def _check_whitening(held: Held, path: Path, asked: bool | None, say: Callable) -> None:
     "Raises: ValueError where images are whitened, or may be."
-    if held.normalised is not None:
-        return
-    told = re.search(r"(no)?zca", path.name.lower())
+    told = re.search(r"(no)?zca", path.name.lower()) if held.normalised is None else None
     if asked is None and told:
         asked = not told[1]
         say(f"zca={asked}: from the file's name")
-    if asked is None:
+    if asked is None and held.normalised is None:
         raise ValueError(f"{path} does not say whether its images are whitened: pass zca=False where they are not (no --zca)")
-    if asked:
+    if asked and "images_zca" not in path.name:
         raise ValueError(f"{path} holds whitened images, and not the whitening: give images_zca_*.pt, where MTT's code has "
                          "undone it")
 
@@ -308,16 +314,25 @@ def _dataset(path: Path, asked: str | ImageData | None, say: Callable) -> str:
     return asked
 
 # %% ../nbs/22_exchange.ipynb #about-dataset
-def _about(held: Held, name: str, asked: str | ImageData | None, folders: tuple | None) -> tuple[tuple | None, Statistics]:
-    "Class names, None for numbers, and statistics."
+def _named(held: Held, classes: tuple | None, folders: tuple) -> tuple[tuple, Held]:
+    "Class names, and what folders hold with labels in their order: by the folders' names, else by their numbers."
+    written = class_folders(classes or ())
+    if set(folders) == set(written):
+        return classes, held._replace(labels=torch.tensor([written.index(folder) for folder in folders])[held.labels])
+    numbered = all(re.fullmatch(r"(new)?\d+", folder) for folder in folders)
+    return (classes if numbered and len(folders) == len(written) else folders), held
+
+
+def _about(held: Held, name: str, asked: str | ImageData | None, folders: tuple | None) -> tuple[tuple | None, Statistics, Held]:
+    "Class names, None for numbers; statistics; and what is held, its labels in the order of the names."
     classes = asked.classes if isinstance(asked, ImageData) else _CLASSES.get(name)
-    if classes is None or folders is not None and len(folders) != len(classes):
-        classes = folders
+    if folders is not None:
+        classes, held = _named(held, classes, folders)
     table = STATISTICS.get("imagenet" if held.producer == "rded" else name)  # RDED has ImageNet's for every dataset
     if table is None:
-        return classes, asked.statistics
+        return classes, asked.statistics, held
     producer = held.producer if held.producer in table else ""
-    return classes, Statistics(*table[producer])
+    return classes, Statistics(*table[producer]), held
 
 # %% ../nbs/22_exchange.ipynb #check-side
 def _check_side(held: Held, name: str, path: Path) -> None:
@@ -358,12 +373,16 @@ def read_set(path: str | Path, dataset: str | ImageData | None = None, *, factor
     elif not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     elif kind_of_file(path) == "safetensors":
+        if factor is not None or zca is not None or normalised is not None or which != -1:
+            raise ValueError(f"{path} is hmdc's own and says all of itself: leave out factor, zca, normalised and which")
         return SyntheticSet.load(path)
     else:
         with reading(path, "is damaged, or of no format that is known here"):
             found = load_safely(path)
             held = _format_of(found, path)(found, path, which, say)
             _check_held(held)
+            if which != -1 and held.producer not in ("dc", "cafe"):
+                raise ValueError("it holds one set: leave out which")
     return _as_set(held, path, dataset, folders, _factor(held, path, factor, say), zca, normalised, say)
 
 # %% ../nbs/22_exchange.ipynb #as-set
@@ -372,15 +391,17 @@ def _as_set(held: Held, path: Path, dataset, folders, factor: int, zca: bool | N
         raise ValueError(f"factor is {factor!r}: it must be a whole number from 1 to {MOST_TILES}, of tiles along a side of {path}")
     name = _dataset(path, dataset, say)
     _check_side(held, name, path)
-    if normalised is None:
-        _check_whitening(held, path, zca, say)
-        normalised = held.normalised is not False
-    classes, statistics = _about(held, name, dataset, folders)
+    _check_whitening(held, path, zca, say)
+    normalised = held.normalised is not False if normalised is None else normalised
+    classes, statistics, held = _about(held, name, dataset, folders)
+    if normalised and name not in STATISTICS and held.producer != "rded":
+        say(f"{path.name}: its images are taken to be normalised by mean and deviation of {name}, since its maker's are not known")
     meta = {"dataset": name, "format": held.producer, "source": path.name}
     if path.is_file():
         meta["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     images = held.images
     if images.shape[-1] % factor:
+        meta["tiles"] = factor**2  # of each image that the file stores
         images, labels, factor = *_cut_padded(held, factor), 1
     else:
         labels = held.labels

@@ -76,8 +76,7 @@ tags: [dataset-condensation, dataset-distillation]
 ---
 # {name}
 
-A condensed set of {dataset}: {stored} stored images, {unpacked} to train on, {size} px, {classes} classes, made with [hmdc](https://arxiv.org/abs/2409.14538)'s
-reimplementation. Normalise with mean {mean} and standard deviation {std}.
+A condensed set of {dataset}: {stored} stored images, {unpacked} to train on, {size} px, {classes} classes, {maker}. Normalise with mean {mean} and standard deviation {std}.
 
 ```json
 {meta}
@@ -88,7 +87,9 @@ reimplementation. Normalise with mean {mean} and standard deviation {std}.
 def _card(syn: SyntheticSet, name: str) -> str:
     mean, std = ([round(v, 4) for v in t.flatten().tolist()] for t in (syn.statistics.mean, syn.statistics.std))
     stored = syn.n_images // syn.factor**2
-    return _CARD.format(name=name, dataset=syn.meta.get("dataset", "an image set"), stored=stored, unpacked=syn.n_images,
+    made = "recipe" in syn.meta
+    maker = "made with [hmdc](https://arxiv.org/abs/2409.14538)'s\nreimplementation" if made else f"read from a file of format {syn.meta.get('format', 'unknown')}"
+    return _CARD.format(maker=maker, name=name, dataset=syn.meta.get("dataset", "an image set"), stored=stored, unpacked=syn.n_images,
                         size=syn.images.shape[-1], classes=len(syn.classes), mean=mean, std=std, meta=json.dumps(syn.meta, indent=1))
 
 # %% ../nbs/22b_exports.ipynb #png

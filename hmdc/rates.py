@@ -36,7 +36,7 @@ def start_of(network: Network) -> str:
 
 
 def kind_of(network: nn.Module) -> str:
-    "\"convolutional\" where convolutions outnumber linear layers, else \"transformer\" (ViTs, mixers, ConvNeXts)."
+    "\"convolutional\" where convolutions outnumber linear layers, else \"transformer\" (ViTs, mixers, ConvNeXts whose 1×1 products are linear layers)."
     layers = list(network.modules())
     convolutions, linear = (sum(isinstance(layer, kind) for layer in layers) for kind in (nn.Conv2d, nn.Linear))
     return "convolutional" if convolutions > linear else "transformer"

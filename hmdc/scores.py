@@ -64,7 +64,9 @@ def _stored(syn: SyntheticSet, data: ImageData) -> list[int]:
         counts = [syn.images.shape[1]] * len(syn.classes)
     else:
         hard = syn.targets.argmax(1) if syn.targets.is_floating_point() else syn.targets
-        counts = hard.bincount(minlength=len(syn.classes)).tolist()
+        tiles = syn.meta.get("tiles")  # of a stored image, where a file's were unpacked when it was read
+        tiles = tiles if isinstance(tiles, int) and tiles > 0 else 1
+        counts = [n // tiles for n in hard.bincount(minlength=len(syn.classes)).tolist()]
     for name, count, there in zip(data.classes, counts, data.train_labels.bincount(minlength=len(counts)).tolist()):
         if there < count:
             raise ValueError(f"the set stores {count} images of {name}, and {data.name} has {there}")
@@ -81,9 +83,14 @@ def real_like(syn: SyntheticSet, data: ImageData, seed: int) -> SyntheticSet:
     return SyntheticSet.of(torch.cat(drawn), labels, data.statistics, data.classes, meta={"dataset": data.name})
 
 # %% ../nbs/21_scores.ipynb #initial-of
+def _starts_here(syn: SyntheticSet, data: ImageData) -> bool:
+    "Whether a set tells its recipe, and was made from these very data."
+    return "recipe" in syn.meta and syn.meta.get("data") == data.fingerprint
+
+
 def initial_of(syn: SyntheticSet, data: ImageData) -> SyntheticSet | None:
     "The images that a set started from, made anew as its file tells; None where it does not, or nothing was optimised."
-    if "recipe" not in syn.meta or syn.meta.get("data") != data.fingerprint:
+    if not _starts_here(syn, data):
         return None
     made = recipe_from(syn.meta["recipe"])
     if not made.length.outer:
@@ -91,23 +98,37 @@ def initial_of(syn: SyntheticSet, data: ImageData) -> SyntheticSet | None:
     return condense(made.replace(outer=0, fresh="outer"), data, seed=syn.meta["seed"], device="cpu", progress=False)
 
 # %% ../nbs/21_scores.ipynb #entrants
-def _method(name: str, syn: SyntheticSet) -> str:
-    return syn.meta["recipe"]["name"] if "recipe" in syn.meta else name
+def _methods(sets: Mapping[str, SyntheticSet]) -> dict[str, str]:
+    "What every set is called in a table: by its recipe where all sets of that name have the same one, else by its own name."
+    recipes = {name: syn.meta.get("recipe") for name, syn in sets.items()}
+    named = {name: made["name"] if isinstance(made, dict) and isinstance(made.get("name"), str) else None for name, made in recipes.items()}
+
+    def is_one(method: str | None) -> bool:
+        "Whether all sets of a method, and none of another, would stand in one row."
+        found = [recipes[name] for name in sets if method in (name, named[name])]
+        return method is not None and all(made == found[0] for made in found)
+
+    return {name: method if is_one(method) else name for name, method in named.items()}
 
 # %% ../nbs/21_scores.ipynb #entrants-2
+def _beside(syn: SyntheticSet, data: ImageData) -> str:
+    "The row of as many real images as a set stores, of the same classes."
+    counts = _stored(syn, data)
+    return f"random, {sum(counts)} images" + ("" if len(set(counts)) == 1 else f" ({'/'.join(map(str, counts))})")
+
+
 def entrants(sets: Mapping[str, SyntheticSet], data: ImageData) -> Iterator[tuple[str, int, SyntheticSet]]:
     "Method, condensation and set, of all that is judged: the sets, what they started from, and real images."
     counts: dict[str, int] = {}
-    for name, syn in sets.items():
-        method = _method(name, syn)
-        seed = counts.setdefault(method, 0)
+    for name, method in _methods(sets).items():
+        syn, seed = sets[name], counts.setdefault(method, 0)
         counts[method] += 1
         yield method, seed, syn
         if initial := initial_of(syn, data):
             yield f"start of {method}", seed, initial
-    for syn in {s.images[..., 0, 0, 0].numel(): s for s in sets.values()}.values():
+    for beside, syn in {_beside(s, data): s for s in sets.values()}.items():
         for seed in range(max(counts.values())):
-            yield f"random, {syn.images[..., 0, 0, 0].numel()} images", seed, real_like(syn, data, seed)
+            yield beside, seed, real_like(syn, data, seed)
 
 # %% ../nbs/21_scores.ipynb #check-sets
 def _check_sets(sets: Mapping[str, SyntheticSet], data: ImageData, members: list[Member], seeds: list[int], rule: Protocol) -> None:
@@ -119,6 +140,13 @@ def _check_sets(sets: Mapping[str, SyntheticSet], data: ImageData, members: list
     for syn in sets.values():
         check_evaluate(syn, data, members, seeds, rule)
         _stored(syn, data)
+        if _starts_here(syn, data):
+            recipe_from(syn.meta["recipe"])
+    methods, seen = _methods(sets), {}
+    for name, syn in sets.items():
+        made = methods[name], syn.meta.get("seed")
+        if "recipe" in syn.meta and seen.setdefault(made, name) != name:
+            raise ValueError(f"{seen[made]} and {name} are of one recipe and seed, {made[1]}: they would count as two condensations")
 
 # %% ../nbs/21_scores.ipynb #score
 def score(sets: Mapping[str, SyntheticSet], data: ImageData, models: list[str | Member], seeds: list[int],
@@ -135,8 +163,10 @@ def score(sets: Mapping[str, SyntheticSet], data: ImageData, models: list[str | 
     for method, condensation, syn in entrants(sets, data):
         found = evaluate(syn, data, members, seeds, protocol, weights, length, device, progress=False)
         shared = {"dataset": data.name, "ipc": "as stored", "preset": "score", "weights_asked": weights, "method": method,
-                  "stored": syn.images[..., 0, 0, 0].numel(), "seed": condensation}
+                  "stored": sum(_stored(syn, data)), "beside": _beside(syn, data), "seed": condensation}
         rows.append(found.rename(columns={"seed": "evaluation"}).assign(**shared))
+        if "recipe" in syn.meta and not _starts_here(syn, data):
+            say(f"{method}: made from other data than these, or with other test images, so what it started from is not shown")
         say(f"{method}: " + ", ".join(f"{model} {mean:.1f} %" for model, mean in found.groupby("model", sort=False).accuracy.mean().items()))
     return pd.concat(rows, ignore_index=True)
 
@@ -153,8 +183,8 @@ def _gain(found: pd.DataFrame, method: str) -> str:
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     "Of `score`: accuracy by model, average, and its gains over real images and over the start, with 95 % interval and verdict."
     cells, of_start = table(frame), {}
-    stored = frame.groupby("method")["stored"].first()
-    random = {m: f"random, {stored[m]} images" for m in cells.index if not m.startswith(("random, ", "start of "))}
+    beside = frame.groupby("method")["beside"].first()
+    random = {m: beside[m] for m in cells.index if not m.startswith(("random, ", "start of "))}
     of_start = {m: f"start of {m}" for m in cells.index if f"start of {m}" in cells.index}
     for title, against in (("over random", random), ("over its start", of_start)):
         found = differences(frame, against)

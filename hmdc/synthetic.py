@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'MOST_TILES', 'check_factor', 'unpack', 'pack', 'check_pixels', 'check_targets', 'check_decoding',
-           'content_hash', 'SyntheticSet', 'check_set']
+           'content_hash', 'class_folders', 'SyntheticSet', 'check_set']
 
 # %% ../nbs/04_synthetic.ipynb #imports
 import hashlib
@@ -190,7 +190,7 @@ def _picture(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy())
 
 # %% ../nbs/04_synthetic.ipynb #folders
-def _folders(classes: tuple[str, ...]) -> list[str]:
+def class_folders(classes: tuple[str, ...]) -> list[str]:
     "The name of a folder for each class. Raises: ValueError where a name makes none, or two make one."
     folders = [name.replace("/", "-") for name in classes]  # a class of FashionMNIST is called T-shirt/top
     if none := [name for name in folders if name in ("", ".", "..") or "\0" in name]:
@@ -205,7 +205,7 @@ def _write_pictures(syn: "SyntheticSet", root: Path) -> None:
         raise FileExistsError(f"{root} exists: name a folder that does not, nothing is overwritten")
     images, targets = syn.unpack()
     labels = targets.argmax(1) if targets.is_floating_point() else targets
-    folders = _folders(syn.classes)
+    folders = class_folders(syn.classes)
     with replacing(root) as partial:
         for number, (image, label) in enumerate(zip(images, labels.tolist())):
             (partial / folders[label]).mkdir(parents=True, exist_ok=True)
