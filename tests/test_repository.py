@@ -25,7 +25,7 @@ from hmdc.real import Real, Store
 from hmdc.recipes import recipe
 from hmdc.report import table
 from hmdc.settings import Ages, Experts, Length, Motion, Training
-from hmdc.verdicts import by_model, differences
+from hmdc.verdicts import by_model, differences, verdict_table
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"))
@@ -273,6 +273,20 @@ def test_readme_shows_the_published_study(path: Path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert path.name in readme
     for line in study_lines(frame, verdicts):
+        assert line in readme, f"README.md cites {path.name}, which says: {line}"
+
+
+@each(sorted((ROOT / "figures" / "published").glob("study-recipes-*.csv")))
+def test_readme_shows_the_candidates_of_the_study(path: Path):
+    frame = pd.read_csv(path)
+    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
+    found = verdict_table(frame, dict.fromkeys(frame["method"].unique(), "hmdc"))
+    seconds = frame.groupby("method", sort=False)["condense_seconds"].median()
+    lines = [f"| candidate | {' | '.join(found.columns)} | seconds to condense |"]
+    for name, cells in found.iterrows():
+        lines.append(f"| {name} | {' | '.join(cells)} | {seconds[name.split(' - ')[0]]:.0f} |")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in lines:
         assert line in readme, f"README.md cites {path.name}, which says: {line}"
 
 
