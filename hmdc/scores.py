@@ -64,9 +64,9 @@ def _stored(syn: SyntheticSet, data: ImageData) -> list[int]:
         counts = [syn.images.shape[1]] * len(syn.classes)
     else:
         hard = syn.targets.argmax(1) if syn.targets.is_floating_point() else syn.targets
-        tiles = syn.meta.get("tiles")  # of a stored image, where a file's were unpacked when it was read
-        tiles = tiles if isinstance(tiles, int) and tiles > 0 else 1
-        counts = [n // tiles for n in hard.bincount(minlength=len(syn.classes)).tolist()]
+        counts = hard.bincount(minlength=len(syn.classes)).tolist()
+    tiles = syn.meta.get("tiles")  # of a stored image, where a file's were unpacked when it was read
+    counts = [count // tiles for count in counts] if isinstance(tiles, int) and tiles > 0 else counts
     for name, count, there in zip(data.classes, counts, data.train_labels.bincount(minlength=len(counts)).tolist()):
         if there < count:
             raise ValueError(f"the set stores {count} images of {name}, and {data.name} has {there}")
