@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .image_files import brief, folder_files, kept_images, resize
-from .provenance import check_seed
+from .provenance import alone, check_seed
 
 # %% ../nbs/01_data.ipynb #three
 def _three(name: str, values: object) -> Tensor:
@@ -330,7 +330,9 @@ def _torchvision(name: str, root: Path, image_size: int | None, download: bool) 
         if reason := _unreachable(name):
             raise OSError(f"{name} is not in {root}, and cannot be downloaded ({reason}): {instead}") from None
         try:
-            parts = _open_torchvision(name, root, download=True)
+            root.mkdir(parents=True, exist_ok=True)
+            with alone(root / f".{name}.lock"):  # of several processes, one downloads
+                parts = _open_torchvision(name, root, download=True)
         except Exception as error:
             raise OSError(f"{name} could not be downloaded to {root}, or is damaged there ({error}): "
                           f"delete its files in {root} and try again; or {instead}") from error

@@ -224,7 +224,7 @@ class _Rows:
         x = self.x[chunk].unsqueeze(0)
         n, places = x.shape[1], x[0, 0].numel()
         pulled, *sums = torch.ops.aten.native_group_norm_backward(
-            grad.unsqueeze(0), x, mean, scale, None, 1, n, places, n, [True, True, True]
+            grad.unsqueeze(0), x, mean, scale, torch.ones_like(self.weight[chunk]), 1, n, places, n, [True, True, True]  # None fails in torch 2.6
         )
         return pulled[0], *sums
 

@@ -76,7 +76,7 @@ def tested(frame: pd.DataFrame, models: list[str], claims: tuple[Hypothesis, ...
     first of Holm's steps. Raises: ValueError for fewer than two condensations, or where a recipe has no results.
     """
     ahead = pairs(frame, models, claims).query(f"model == '{AVERAGE}'").reset_index(drop=True)
-    found = ahead[["n", "difference", "low", "high"]]
+    found = ahead[["n", "difference", "low", "high"]].copy()
     found.insert(0, "hypothesis", [str(claim) for claim in claims])
     found["smallest"] = [s * smallest_effect(n, 2 * LEVEL / len(claims)) / smallest_effect(n) for n, s in zip(ahead["n"], ahead["smallest"])]
     found["p"] = (ahead["p"] / 2).where(ahead["difference"] > 0, 1 - ahead["p"] / 2)

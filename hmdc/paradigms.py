@@ -81,7 +81,9 @@ class CharacteristicMatching:
     learned = ()
 
     def statistic(self, seen: Response) -> list[torch.Tensor]:
-        return [seen.taps[self.member][1][-1].spatial.flatten(1)]
+        features = seen.taps[self.member][1][-1].spatial.flatten(1)
+        _frequencies(features.shape[1], self.number, features.device)  # kept: where classes go side by side, `distance` may not draw
+        return [features]
 
     def distance(self, real: list[torch.Tensor], synthetic: list[torch.Tensor]) -> torch.Tensor:
         (real_f,), (synthetic_f,) = real, synthetic

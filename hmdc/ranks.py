@@ -63,9 +63,10 @@ def joined() -> Iterator[None]:
     if not dist.is_torchelastic_launched():
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group()
+    if (own := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():
+        torch.cuda.set_device(own)
+    # Without arguments there would be no backend but the GPUs', and `of_first` and `of_any` send what lies on the host.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:

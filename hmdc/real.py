@@ -136,7 +136,7 @@ class Rows:
 
     def __getitem__(self, which: torch.Tensor | slice) -> torch.Tensor:
         "Images on the device that computes."
-        which = which if isinstance(which, slice) else which.to(self.images.device, non_blocking=True)
+        which = which if isinstance(which, slice) else which.to(self.images.device, non_blocking=self.images.is_cuda)  # on the host they are read at once
         return self.images[self.places[which]].to(self.device, non_blocking=True)
 
     def split(self, size: int) -> Iterator[torch.Tensor]:

@@ -95,6 +95,6 @@ def usable_device(device: str | torch.device | None, precision: str = "fp32") ->
         raise ValueError(f"device {asked!r} cannot be used here: pass 'cpu', or 'cuda' where there is a GPU") from error
     if precision == "bf16":
         cpu = device.type == "cpu"
-        if not (torch.ops.mkldnn._is_mkldnn_bf16_supported() if cpu else torch.cuda.is_bf16_supported()):
+        if not (torch.ops.mkldnn._is_mkldnn_bf16_supported() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)):
             raise ValueError(f"the hardware of device {str(device)!r} has no bf16: pass precision='fp32' to the recipe")
     return device

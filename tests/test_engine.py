@@ -9,6 +9,7 @@ from hmdc.data import ImageData
 from hmdc.engine import Batched, Loop
 from hmdc.ensemble import Ensemble
 from hmdc.experts import train_experts
+from hmdc.paradigms import CharacteristicMatching
 from hmdc.pixels import Pixels
 from hmdc.provenance import Streams, stream
 from hmdc.real import Pool, initial_images
@@ -85,6 +86,13 @@ def test_all_classes_at_once_give_what_each_gives(name, n_classes, tmp_path):
             ours, theirs = (torch.stack(list(each)).unbind(1 if asked is None else 0) for each in (found, slopes))
             assert max(map(apart, ours, theirs)) < 1e-5  # of every target, or of every class
             assert apart(found_values.nan_to_num(), values.nan_to_num()) < 1e-5
+
+
+@pytest.mark.filterwarnings("error:going on without the quick way")
+def test_what_a_target_draws_is_drawn_before_classes_go_side_by_side(tmp_path):
+    stage = Stage("hmdc_characteristic", 3, tmp_path)
+    stage.targets = [dataclasses.replace(t, number=77) if isinstance(t, CharacteristicMatching) else t for t in stage.targets]  # none is kept yet
+    assert len(stage.engine(Batched).match(stage.real, stage.synthetic, None)[1]) == 3
 
 
 # A network that is made anew is copied onto the device, where `meta` has no place for values.
