@@ -21,7 +21,7 @@ from .fast_cpu import quicken
 from .models import Member, Network, as_member
 from .progress import bar
 from .protocols import Protocol, protocol_named, steps_and_looks, steps_of, tuned
-from .provenance import check_seed, seeded, stream
+from .provenance import check_seed, distinct, seeded, stream
 from .rates import rate_of
 from .real import split_order
 from .synthetic import SyntheticSet, check_set
@@ -180,8 +180,8 @@ def check_evaluate(syn: SyntheticSet | None, data: ImageData, members: list[Memb
         raise ValueError("nothing to evaluate: at least one model and one seed are needed")
     for seed in seeds:
         check_seed(seed)
-    if twice := [each for each in (*members, *seeds) if (*members, *seeds).count(each) > 1]:
-        raise ValueError(f"{getattr(twice[0], 'label', f'seed {twice[0]}')} stands twice: it would count as another")
+    distinct("models", tuple(members))
+    distinct("seeds", tuple(seeds))
     check_data(data)
     if not len(data.test_labels):
         raise ValueError(f"{data.name} has no test images: there is nothing to evaluate on")

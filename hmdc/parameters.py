@@ -15,6 +15,7 @@ import pandas as pd
 
 from .models import Member, as_member
 from .protocols import PROTOCOLS
+from .provenance import distinct
 from .recipes import METHODS, PRESETS, evaluated_members
 from .trial import usable_device
 
@@ -78,20 +79,13 @@ def _as_split(value: object) -> tuple[float, int]:
     except (ValueError, TypeError):
         raise ValueError(f"split is {value!r}: a fraction of test images is needed, and a seed if you like: 0.2 or 0.2,1") from None
 
-# %% ../nbs/18b_parameters.ipynb #distinct
-def _distinct(name: str, values: tuple) -> tuple:
-    "Raises: ValueError where one stands twice, and would be run and counted twice."
-    if twice := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"{name} holds {getattr(twice[0], 'label', twice[0])} more than once: it would be counted as another")
-    return values
-
 # %% ../nbs/18b_parameters.ipynb #as-seeds
 def _as_seeds(value: object) -> Seeds:
     condensations, _, evaluations = ",".join(_as_list(value)).lower().partition("x")
     seeds = tuple(_as_int("seeds", seed) for seed in _as_list(condensations))
     if not seeds or (times := _as_int("seeds", evaluations or 1)) < 1:
         raise ValueError(f"seeds is {value!r}: condensations, and how often each is evaluated if you like: 0,1,2 or 0,1,2x3")
-    return Seeds(_distinct("seeds", seeds), times)
+    return Seeds(distinct("seeds", seeds), times)
 
 # %% ../nbs/18b_parameters.ipynb #one-of
 def _one_of(name: str, value: str, served) -> str:
@@ -170,8 +164,8 @@ def resolve(parameters: dict[str, object], rows: tuple[str, ...], several_ipc: b
         image_size=_as_int("image_size", given["image_size"]) if "image_size" in given else None,
         split=_as_split(given["split"]) if "split" in given else None,
         ipc=_ipc(given.get("ipc", ""), preset, several_ipc),
-        methods=_distinct("methods", tuple(_one_of("method", m, METHODS) for m in _as_list(given.get("methods", rows)))),
-        models=_distinct("models", tuple(models) or evaluated_members(preset, weights)),
+        methods=distinct("methods", tuple(_one_of("method", m, METHODS) for m in _as_list(given.get("methods", rows)))),
+        models=distinct("models", tuple(models) or evaluated_members(preset, weights)),
         weights=weights,
         protocol=_one_of("protocol", str(given.get("protocol", "corrected")), PROTOCOLS),
         part=_one_of("part", str(given.get("part", "test")), PARTS),
