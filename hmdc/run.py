@@ -9,7 +9,7 @@ __all__ = ['FINISHED', 'LAST_GOOD', 'CHECKPOINT', 'run_settings', 'claim', 'RunF
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -71,6 +71,12 @@ def _state_of(run: str, path: Path, device: torch.device) -> dict | None:
                          "the run begins anew")
     return kept
 
+
+def _forget_state(folder: Path) -> None:
+    for state in folder.glob(f"{CHECKPOINT}*"):
+        with suppress(OSError):  # another process was first, or the folder is for reading only: it is in nobody's way
+            state.unlink()
+
 # %% ../nbs/15_run.ipynb #run-folder
 class RunFolder:
     "Where a run keeps what it makes: run.json, history.csv, snapshots, the finished set; without a path, nowhere."
@@ -106,6 +112,9 @@ class RunFolder:
         return of_first(_state_of(self.run, self.path / CHECKPOINT, device) if self.path else None, device)
 
     def result(self) -> SyntheticSet:
+        "The finished set; what lived is no more, also where a kill came between the two."
+        if self.path:
+            _forget_state(self.path)
         return of_first(SyntheticSet.load(self.path / FINISHED) if self.path else None)
 
     def finish(self, syn: SyntheticSet, rows: list[tuple], before: tuple[int, int]) -> SyntheticSet:
@@ -114,8 +123,7 @@ class RunFolder:
             if rows:
                 write_history(self.path / "history.csv", rows, before)
             syn.save(self.path / FINISHED)
-            for state in self.path.glob(f"{CHECKPOINT}*"):
-                state.unlink()
+            _forget_state(self.path)
         return syn
 
 # %% ../nbs/15_run.ipynb #keeping
