@@ -62,7 +62,7 @@ class Condense:
         output: file of the condensed set; it must not be there.
         recipe: hmdc, idc, dream, dm, dc, dsa, cafe, idm, mtt, random, kmeans_packed, …; a name that is none of them is answered with all.
         ipc: stored images of each class, 1 or more.
-        preset: size of networks and number of steps: minutes on two cores (quick), or the paper's hours on a GPU.
+        preset: size of networks and number of steps: minutes on two cores (quick), hours there (laptop), or the paper's on a GPU.
         weights: scratch, imagenet, or a folder of safetensors, for the members that start from weights.
         seed: whole number from 0; the same seed gives the same images.
         device: cpu, cuda, …; a GPU where there is one, where it is not given.

@@ -15,7 +15,7 @@ import tyro
 # %% ../nbs/22c_options.ipynb #names
 File = Annotated[Path, tyro.conf.Positional]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-Preset = Literal["paper", "budget", "quick", "smoke"]
+Preset = Literal["paper", "gpu", "laptop", "budget", "quick", "smoke"]  # PRESETS, whose module needs torch
 
 # %% ../nbs/22c_options.ipynb #images-option
 @dataclass(frozen=True)
