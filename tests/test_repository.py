@@ -25,7 +25,7 @@ from hmdc.real import Real, Store
 from hmdc.recipes import recipe
 from hmdc.report import table
 from hmdc.settings import Ages, Experts, Length, Motion, Training
-from hmdc.verdicts import by_model, differences, verdict_table
+from hmdc.verdicts import as_text, by_model, differences, verdict_table
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"))
@@ -288,6 +288,20 @@ def test_readme_shows_the_candidates_of_the_study(path: Path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in lines:
         assert line in readme, f"README.md cites {path.name}, which says: {line}"
+
+
+# What a notebook compares all rows with, and whether it also compares each with its own initial images.
+COMPARED = {"table1-cifar10-quick": ("random_packed", True), "table1-digits-quick": ("random_packed", True),
+            "table2-digits-quick": ("kmeans_packed", True), "study-cifar10-laptop-standins": ("random_packed", True),
+            "study-recipes-cifar10-laptop-standins-held-out": ("hmdc", False)}
+
+
+@each([ROOT / "figures" / "published" / f"{name}.csv" for name in COMPARED])
+def test_a_published_text_is_what_its_rows_say(path: Path):
+    frame, (reference, with_initial) = pd.read_csv(path), COMPARED[path.stem]
+    recipes = [recipe(method, preset=frame.preset.iloc[0]) for method in frame.method.unique() if with_initial]
+    initial = {made.name: made.initial for made in recipes if made.length.outer}
+    assert path.with_suffix(".txt").read_text(encoding="utf-8") == as_text(frame, initial, reference)
 
 
 def budget_table(frame: pd.DataFrame) -> list[str]:
