@@ -269,7 +269,7 @@ def mutate_pickle(rng, data, other):
         if action == 0:
             parts[at] = b""
         elif action == 1:
-            parts[at] *= rng.choice((2, 3, 1000))
+            parts[at] *= min(rng.choice((2, 3, 1000)), 1 + LARGEST // max(1, len(parts[at])))  # what is longer is cut anyway
         elif action == 2:
             parts.insert(at, parts.pop(rng.randrange(len(parts))))
         elif action in (3, 4) and wholes:
