@@ -23,7 +23,7 @@ from hmdc.paradigms import Characteristic, CrossEntropy, Discrimination, Feature
 from hmdc.protocols import Protocol
 from hmdc.real import Real, Store
 from hmdc.recipes import recipe
-from hmdc.report import table
+from hmdc.report import AVERAGE, runs, table
 from hmdc.settings import Ages, Experts, Length, Motion, Training
 from hmdc.verdicts import as_text, by_model, differences, verdict_table
 
@@ -287,6 +287,29 @@ def test_readme_shows_the_candidates_of_the_study(path: Path):
         lines.append(f"| {name} | {' | '.join(cells)} | {seconds[name.split(' - ')[0]]:.0f} |")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in lines:
+        assert line in readme, f"README.md cites {path.name}, which says: {line}"
+
+
+KMEANS, RANDOM = (dict.fromkeys(("kmeans_packed", "dream", "two_models", "hmdc"), name) for name in ("kmeans_packed", "random_packed"))
+ONE_MODEL = {"two_models": "dream", "hmdc": "dream"}
+# Part -> the column that grows, its name in README, and what the study compares at every value of it.
+GROWTH = {"ipc": ("ipc", "images per class", (RANDOM, KMEANS, ONE_MODEL)), "steps": ("outer", "outer iterations", (KMEANS, ONE_MODEL))}
+
+
+@each(sorted(path for part in GROWTH for path in (ROOT / "figures" / "published").glob(f"study-{part}-*.csv")))
+def test_readme_shows_how_it_grows(path: Path):
+    """Averages over unseen models against what grows, and the figure; the verdicts beside it are those of its rows."""
+    frame, (along, title, questions) = pd.read_csv(path), GROWTH[path.stem.split("-")[1]]
+    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
+    at = {value: frame[frame[along].isin((0, value))] for value in sorted(frame[along].unique()) if value}
+    told = pd.concat({value: pd.concat([verdict_table(there, asked) for asked in questions]) for value, there in at.items()}, names=[along])
+    assert path.with_suffix(".txt").read_text(encoding="utf-8") == told.to_string() + "\n"
+    averages = runs(frame, (along,)).query("model == @AVERAGE")
+    cells = averages.groupby([along, "method"], sort=False)["accuracy"].agg(lambda found: f"{found.mean():.2f} ± {found.std():.2f}").unstack()
+    cells = cells[frame["method"].unique()].fillna("–")
+    lines = [f"| {title} | {' | '.join(cells.columns)} |", *(f"| {value} | {' | '.join(row)} |" for value, row in cells.iterrows())]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in [*lines, f"({path.relative_to(ROOT).with_suffix('.png')})", f"({path.relative_to(ROOT).with_suffix('.txt')})"]:
         assert line in readme, f"README.md cites {path.name}, which says: {line}"
 
 
