@@ -40,6 +40,7 @@ from .recipes import recipe
 from .settings import Recipe
 from .synthetic import SyntheticSet
 from .trainer import balance_for
+from .trial import has_bf16
 
 # %% ../nbs/24_bench.ipynb #settings
 _NANO = Member("vit_nano_patch4")
@@ -82,9 +83,8 @@ def routes(compiled: bool, device: torch.device) -> dict[str, Route]:
     served = {"plain": Route(at_once=1, engine=Loop, plain=True), "fast": Route()}
     if compiled:
         served["compiled"] = Route(engine=Compiled)
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     half = {f"{name}, bf16": route._replace(precision="bf16") for name, route in served.items() if not route.plain}
-    return served | (half if has_bf16 else {})
+    return served | (half if has_bf16(device) else {})
 
 # %% ../nbs/24_bench.ipynb #stage
 class Stage:
