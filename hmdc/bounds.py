@@ -81,8 +81,9 @@ def _wanted(experiment: Experiment, full_updates: int) -> Iterator[tuple[dict, C
 def bounds(experiment: Experiment, full_updates: int, say: Callable[[str], None] = print) -> pd.DataFrame:
     """Chance, all the data, and for pretrained networks the linear probe: a row per bound, model and seed.
 
-    full_updates: of a network on all the data. What is there is read from `<out_dir>/bounds`; the rest is found and kept.
-    Raises: ValueError where a kept one is damaged, naming its file.
+    experiment: whose data, models and seeds count. full_updates: of a network on all the data. say: gets a line for every
+    bound that is found. What is there is read from `<out_dir>/bounds`; the rest is found and kept. Raises: ValueError where
+    a kept one is damaged, naming its file.
     """
     rows = []
     for asked, find in _wanted(experiment, full_updates):
@@ -101,6 +102,6 @@ def bounds(experiment: Experiment, full_updates: int, say: Callable[[str], None]
 
 # %% ../nbs/19b_bounds.ipynb #bounds-table
 def bounds_table(found: pd.DataFrame) -> pd.DataFrame:
-    "Text: bounds × models, percent, mean over seeds."
+    "Text: bounds × models, percent, mean over seeds. `found`: of `bounds`."
     wide = found.groupby(["bound", "model"], sort=False)["accuracy"].mean().unstack()
     return wide.loc[list(dict.fromkeys(found["bound"])), list(dict.fromkeys(found["model"]))].map(lambda v: "–" if pd.isna(v) else f"{v:.2f}")

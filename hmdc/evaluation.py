@@ -32,7 +32,8 @@ from .trial import check_member, try_member, usable_device
 def accuracy(network: Network, images: torch.Tensor, labels: torch.Tensor, statistics: Statistics, batch: int = 512) -> float:
     """Share of images that a network classifies rightly, in percent.
 
-    images: [N,3,H,W], uint8 or floats in [0,1]. labels: int64 [N]. statistics: what normalises. batch: images at a time.
+    network: is left in evaluation mode. images: [N,3,H,W], uint8 or floats in [0,1]. labels: int64 [N].
+    statistics: what normalises. batch: images at a time.
     """
     network.eval()
     device = next(network.parameters()).device

@@ -53,7 +53,7 @@ class PlannedRun:
 
 
 def table_runs(settings: Settings) -> tuple[PlannedRun, ...]:
-    "What a table needs: a run per method and seed."
+    "What a table needs: a run per method and seed of its `settings`, at their `table_ipc`."
     seeds = settings.seeds.condensations
     return tuple(PlannedRun(method, settings.table_ipc, seed) for method in settings.methods for seed in seeds)
 
@@ -61,8 +61,8 @@ def table_runs(settings: Settings) -> tuple[PlannedRun, ...]:
 def figure_runs(settings: Settings, along_ipc: tuple[str, ...], along_outer: tuple[str, ...]) -> tuple[PlannedRun, ...]:
     """What the figures need: the runs of the tables, more IPCs, and the course of some.
 
-    along_ipc: methods whose accuracy is drawn against IPC. along_outer: methods whose accuracy is drawn against outer
-    iterations.
+    settings: of `resolve`. along_ipc: methods whose accuracy is drawn against IPC. along_outer: methods whose accuracy is
+    drawn against outer iterations.
     """
     runs = [dataclasses.replace(r, course=r.method in along_outer) for r in table_runs(settings)]
     others = [ipc for ipc in settings.ipc if ipc != settings.table_ipc]
@@ -79,16 +79,23 @@ def on_held_out(data: ImageData) -> ImageData:
 # %% ../nbs/19_experiment.ipynb #experiment
 @dataclass(frozen=True)
 class Experiment:
-    "Settings, the data they name, and the runs that are wanted."
+    """Settings, the data they name, and the runs that are wanted.
+
+    settings: of `resolve`. data: with those images in its test part that are judged on. protocol: of training a network on
+    a condensed set, at the length that the preset gives it. runs: condensations that are wanted.
+    """
 
     settings: Settings
     data: ImageData
-    protocol: Protocol  # at the length that the preset gives it
+    protocol: Protocol
     runs: tuple[PlannedRun, ...]
 
     @classmethod
     def of(cls, settings: Settings, runs: tuple[PlannedRun, ...] | None = None) -> "Experiment":
-        "Load the data and check every run; no runs: those of a table. Raises: ValueError, TypeError, OSError."
+        """Load the data that `settings` name and check every run. Raises: ValueError, TypeError, OSError.
+
+        runs: None for those of a table.
+        """
         if not settings.methods:
             raise ValueError("methods is empty: name at least one")
         scale = SCALES[settings.preset]
@@ -107,6 +114,7 @@ class Experiment:
         return experiment
 
     def recipe(self, run: PlannedRun) -> Recipe:
+        "By which a `run` condenses."
         return recipe(run.method, run.ipc, self.settings.preset, self.settings.weights, self.data.name)
 
     @property
@@ -117,7 +125,7 @@ class Experiment:
 
 # %% ../nbs/19_experiment.ipynb #kept
 def condensed_folder(experiment: Experiment, run: PlannedRun) -> Path:
-    "Where a condensation is kept."
+    "The folder where an `experiment` keeps one condensation, `run`."
     key = config_hash(run_settings(experiment.recipe(run), experiment.data, run.seed))
     return Path(experiment.settings.out_dir) / "condensed" / f"{run.method}-seed{run.seed}-{key}"
 
@@ -130,7 +138,10 @@ def judged(experiment: Experiment, run: PlannedRun) -> tuple[int, ...]:
 
 
 def condensed_set(experiment: Experiment, run: PlannedRun, outer: int | None = None) -> SyntheticSet:
-    "What a run made, after `outer` iterations or in the end. Raises: FileNotFoundError."
+    """What a run made. Raises: FileNotFoundError where it is not finished.
+
+    experiment: that has done it. run: one of its runs. outer: iterations after which its images are taken; None: all.
+    """
     folder = condensed_folder(experiment, run)
     if outer in (None, experiment.recipe(run).length.outer):
         return SyntheticSet.load(folder / "synthetic.safetensors")
@@ -170,7 +181,7 @@ def open_results(experiment: Experiment, run: PlannedRun) -> list[Judgement]:
 
 # %% ../nbs/19_experiment.ipynb #cores
 def cores(device: str = "cpu") -> int:
-    "How many runs go side by side on a device."
+    "How many runs go side by side on a `device`: one per core of a CPU, one on a GPU."
     return torch.get_num_threads() if device == "cpu" else 1  # cores, or OMP_NUM_THREADS where that is set
 
 # %% ../nbs/19_experiment.ipynb #seconds-per-image
@@ -211,7 +222,11 @@ def _seconds(experiment: Experiment, run: PlannedRun, cost: dict[Member, float])
 
 
 def plan(experiment: Experiment) -> pd.DataFrame:
-    "Every run of an experiment with what is left of it and a rough time in minutes."
+    """Every run of an `experiment` with what is left of it and a rough time in minutes.
+
+    Returns method, ipc, seed, steps to do, results to do, minutes. The time counts images that pass through networks; heads
+    and experts are not in it.
+    """
     settings = experiment.settings
     members = {m for run in experiment.runs for m in experiment.recipe(run).members} | set(settings.models)
     cost = {m: _seconds_per_image(m, experiment.data, settings.device) for m in members}
@@ -266,7 +281,7 @@ def _time_left(begun: float, done: int, total: int) -> str:
 
 
 def run(experiment: Experiment, say=print) -> None:
-    """Do what is left of an experiment, experts first; `say` gets a line for every run. A run that fails stops no other.
+    """Do what is left of an `experiment`, experts first; `say` gets a line for every run. A run that fails stops no other.
 
     Raises: RuntimeError in the end, naming the runs that failed.
     """
@@ -306,8 +321,8 @@ def _asked(experiment: Experiment, run: PlannedRun) -> dict:
 def results(experiment: Experiment, course: bool = False) -> pd.DataFrame:
     """The kept results as a tidy frame. Raises: FileNotFoundError.
 
-    course: also the images on the way, of the runs that have them judged. Returns a row per run, outer iterations, model and
-    evaluation, with its budget.
+    experiment: that has been run. course: also the images on the way, of the runs that have them judged. Returns a row per
+    run, outer iterations, model and evaluation, with its budget.
     """
     wanted = [(run, each) for run in experiment.runs for each in judgements(experiment, run, course)]
     paths = [result_file(experiment, *each) for each in wanted]
@@ -321,7 +336,10 @@ def results(experiment: Experiment, course: bool = False) -> pd.DataFrame:
 
 # %% ../nbs/19_experiment.ipynb #history
 def history(experiment: Experiment) -> pd.DataFrame:
-    "What the optimised runs wrote at each step: a row per run, step and target. Raises: FileNotFoundError, ValueError."
+    """What the optimised runs of an `experiment` wrote at each step: a row per run, step and target.
+
+    Raises: FileNotFoundError where a run is not finished; ValueError where its file is damaged.
+    """
     frames = []
     for run in (r for r in experiment.runs if experiment.recipe(r).length.outer):
         path = condensed_folder(experiment, run) / "history.csv"

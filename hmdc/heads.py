@@ -90,7 +90,8 @@ _OF_A_RUN = ["method", "ipc", "seed", "outer"]
 def with_heads(experiment: Experiment, frame: pd.DataFrame, members: Iterable[Member], say: Callable[[str], None] = print) -> pd.DataFrame:
     """The results of an experiment with a row more for every set and pretrained member: a head on its features.
 
-    frame: of `results`. Finished heads are kept in `<out_dir>/heads`. Raises: ValueError, OSError.
+    experiment: that has been run. frame: of its `results`. members: with weights. say: gets a line for every member. Finished
+    heads are kept in `<out_dir>/heads`. Raises: ValueError, OSError.
     """
     rows = []
     for member in members:

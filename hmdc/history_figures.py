@@ -94,8 +94,8 @@ def _largest_gap(steps: pd.DataFrame) -> float:
 def plot_distance(history: pd.DataFrame, methods: tuple[str, ...] = ("two_models_gbm", "hmdc")) -> Figure:
     """Semantic distance between the members over the steps; the title says if no effect is visible. Raises: ValueError.
 
-    history: a row per method, seed, step and target: outer, inner, semantic_distance. Returns inner steps on x, semantic
-    distance on y, logarithmic.
+    history: a row per method, seed, step and target: outer, inner, semantic_distance. methods: a curve each. Returns inner
+    steps on x, semantic distance on y, logarithmic.
     """
     rows = _of_methods(history, methods)
     distilled = {m for m, target in zip(rows["method"], rows["target"]) if target.startswith("md")}

@@ -18,11 +18,14 @@ from .verdicts import differences, smallest_effect
 
 # %% ../nbs/19e_hypotheses.ipynb #hypothesis
 class Hypothesis(NamedTuple):
-    "One recipe serves unseen models better than another."
+    """One recipe serves unseen models better than another.
+
+    name: what it is called. better, worse: names in METHODS.
+    """
 
     name: str
-    better: str  # a name in METHODS
-    worse: str  # another
+    better: str
+    worse: str
 
     def __str__(self) -> str:
         return f"{self.name}: {self.better} > {self.worse}"
@@ -37,7 +40,7 @@ HYPOTHESES = (
 
 # %% ../nbs/19e_hypotheses.ipynb #unseen
 def unseen(experiment: Experiment, models: Iterable[str]) -> list[str]:
-    "Those of some labels of models that are not of a member of any recipe of an experiment."
+    "Those labels of `models` that are not of a member of any recipe of an `experiment`: its unseen models."
     seen = {member.label for run in experiment.runs for member in experiment.recipe(run).members}
     return [model for model in models if model not in seen]
 
@@ -58,8 +61,8 @@ def _ahead(frame: pd.DataFrame, claim: Hypothesis) -> pd.DataFrame:
 def pairs(frame: pd.DataFrame, models: list[str], claims: tuple[Hypothesis, ...] = HYPOTHESES) -> pd.DataFrame:
     """The differences behind some hypotheses: a row per claim and model, "average" included, with intervals of their own.
 
-    frame: of `experiment.results`. models: labels. Raises: ValueError for fewer than two condensations, or where a recipe
-    has no results.
+    frame: of `experiment.results`. models: labels of those that count. claims: hypotheses. Raises: ValueError for fewer
+    than two condensations, or where a recipe has no results.
     """
     on_models = frame[frame["model"].isin(models)]
     return pd.concat([_ahead(on_models, claim) for claim in claims], ignore_index=True)
@@ -72,8 +75,9 @@ def _verdict(p: float, p_reverse: float) -> str:
 def tested(frame: pd.DataFrame, models: list[str], claims: tuple[Hypothesis, ...] = HYPOTHESES) -> pd.DataFrame:
     """What results say of some hypotheses: difference, 95 % interval, p by Holm, smallest difference to be found, verdict.
 
-    frame: of `experiment.results`. models: labels over which accuracies are averaged. The smallest difference is that of the
-    first of Holm's steps. Raises: ValueError for fewer than two condensations, or where a recipe has no results.
+    frame: of `experiment.results`. models: labels over which accuracies are averaged. claims: hypotheses, over which Holm
+    corrects. The smallest difference is that of the first of Holm's steps. Raises: ValueError for fewer than two
+    condensations, or where a recipe has no results.
     """
     ahead = pairs(frame, models, claims).query(f"model == '{AVERAGE}'").reset_index(drop=True)
     found = ahead[["n", "difference", "low", "high"]].copy()

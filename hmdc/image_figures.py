@@ -68,7 +68,7 @@ def plot_images(sets: Mapping[str, SyntheticSet], per_class: int = 2, title: str
     """Stored images of condensed sets, class by class, and their change. Raises: ValueError.
 
     sets: of one dataset, by the name of the method. per_class: stored images of each class, at most. initial: a set -> the
-    set with its initial images, to show differences. Returns sets in rows, classes in columns.
+    set with its initial images, to show differences. title: over the figure. Returns sets in rows, classes in columns.
     """
     if len(found := {syn.classes for syn in sets.values()}) != 1:
         raise ValueError(f"{len(found)} lists of classes: show condensed sets of one dataset")

@@ -45,13 +45,16 @@ def evaluation_length(preset: str, protocol: str) -> int | None:
 
 # %% ../nbs/18b_parameters.ipynb #seeds
 class Seeds(NamedTuple):
-    "Of a table: every condensation is evaluated a few times."
+    """Of a table: every condensation is evaluated a few times.
+
+    condensations: a seed of each. evaluations: how often each is evaluated, at least 1.
+    """
 
     condensations: tuple[int, ...]
     evaluations: int = 1
 
     def of(self, condensation: int) -> list[int]:
-        "The seeds with which a condensation is evaluated: the same for every method."
+        "The seeds with which a condensation is evaluated, by its own, `condensation`: the same for every method."
         return [1000 * condensation + i for i in range(self.evaluations)]
 
     def __str__(self) -> str:

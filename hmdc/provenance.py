@@ -89,7 +89,8 @@ def check_seed(seed: object) -> None:
 def stream(seed: int, *names: object) -> torch.Generator:
     """A generator derived from a seed and from what it is for.
 
-    It lives on the CPU, whatever the device, so that draws do not depend on the device.
+    seed: whole number. names: what it is for, in words and numbers; other names, other draws. It lives on the CPU, whatever
+    the device, so that draws do not depend on the device.
     """
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

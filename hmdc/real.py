@@ -81,7 +81,8 @@ def check_store(store: Store, real: Real, data: ImageData) -> None:
 def embed(network: Network, images: "torch.Tensor | Rows", statistics: Statistics) -> torch.Tensor:
     """Features before the classifier, of a network in evaluation mode.
 
-    images: uint8 [N,3,H,W], on any device, or `Rows` of such; statistics: what normalises them. Returns [N,D] on the network's device.
+    network: is left in evaluation mode. images: uint8 [N,3,H,W], on any device, or `Rows` of such. statistics: what
+    normalises them. Returns [N,D] on the network's device.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -92,7 +93,7 @@ def embed(network: Network, images: "torch.Tensor | Rows", statistics: Statistic
 def split_order(order: torch.Tensor, size: int) -> list[torch.Tensor]:
     """Split an order of indices into batches of at most `size`.
 
-    A last batch of a single image, which has no batch statistics, is merged into the one before.
+    order: int64 [N]. A last batch of a single image, which has no batch statistics, is merged into the one before.
     """
     parts = list(order.split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:

@@ -141,7 +141,10 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/18_report.ipynb #cost-table
 def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
-    "By method: inner steps and seconds of a condensation, and updates of an evaluation that trains a network (medians)."
+    """By method: inner steps and seconds of a condensation, and updates of an evaluation that trains a network (medians).
+
+    frame: a row per method, model, condensation and evaluation.
+    """
     columns = {"iterations": "inner steps", "condense_seconds": "seconds to condense", "updates": "updates to evaluate"}
     trained = frame.assign(updates=frame["updates"].where(frame["updates"] > 0))  # a head's training has none
     found = trained.groupby("method", sort=False)[list(columns)].median().fillna(0).rename(columns=columns)
@@ -151,7 +154,8 @@ def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
 def at_equal_time(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:
     """Of every run the last look at its images that came within some seconds; rows without optimisation as they are.
 
-    frame: of `experiment.results`, with the looks on the way. A run whose first look came later is left out.
+    frame: of `experiment.results`, with the looks on the way. seconds: of condensation. A run whose first look came later
+    is left out.
     """
     in_time = frame[(frame["condense_seconds"] <= seconds) | (frame["outer"] == 0)]
     last = in_time.groupby(["method", "seed"])["outer"].transform("max")

@@ -71,8 +71,9 @@ def _run_once(network: Network, images: torch.Tensor, num_classes: int, taps: bo
 def try_member(member: Member, num_classes: int, image_size: int, taps: bool, batch: int = 2, learns: bool = True) -> None:
     """Make a member and run it once on noise. Raises: ValueError, naming member, size and what to do.
 
-    image_size: px, of the data. taps: whether its layers will be tapped, as in condensation. batch: images of the smallest
-    batch that it will see. learns: in training mode; False: its normalisation stays as it is.
+    member: a network to be. num_classes: 2 or more. image_size: px, of the data. taps: whether its layers will be tapped,
+    as in condensation. batch: images of the smallest batch that it will see. learns: in training mode; False: its
+    normalisation stays as it is.
     """
     noise = torch.randn(batch, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     size = member.input_size or image_size

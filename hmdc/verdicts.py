@@ -83,7 +83,7 @@ def verdict(n: int, difference: float, p: float) -> str:
 def verdict_table(frame: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame:
     """`differences` on the average over models, as text: "hmdc - kmeans_packed" × difference, interval, p, smallest, verdict.
 
-    Raises: ValueError.
+    frame, against: of `differences`. Raises: ValueError.
     """
     found = differences(frame, against).query(f"model == '{AVERAGE}'")
     number = lambda value, form="{:+.2f}": "–" if pd.isna(value) else form.format(value)  # noqa: E731
@@ -97,7 +97,10 @@ def verdict_table(frame: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFra
 
 # %% ../nbs/18c_verdicts.ipynb #by-model
 def by_model(found: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `differences` as text: "hmdc - kmeans_packed" × model, each "difference (low to high)" with its 95 % interval."""
+    """Rows of `differences` as text: "hmdc - kmeans_packed" × model, each "difference (low to high)" with its 95 % interval.
+
+    found: such rows.
+    """
     cell = lambda row: f"{row.difference:+.2f}" + ("" if pd.isna(row.low) else f" ({row.low:+.2f} to {row.high:+.2f})")  # noqa: E731
     told = pd.DataFrame({"pair": found["method"] + " - " + found["reference"], "model": found["model"],
                          "text": [cell(row) for row in found.itertuples()]})

@@ -1,6 +1,7 @@
 """What this repository promises about itself: its files agree with each other. The notebooks' form: test_notebooks.py."""
 
 import ast
+import importlib
 import inspect
 import json
 import re
@@ -216,6 +217,15 @@ def methods(what: type) -> list[Callable]:
     return [each for each in found if getattr(each, "__qualname__", "").startswith(f"{what.__name__}.")]
 
 
+def used_on_pages() -> list[Callable]:
+    """Functions and classes that the pages, the notebooks which export nothing, import from a module of the package."""
+    lines = {line for path in NOTEBOOKS if path not in COMPONENTS for cell in cells(path, "code") for line in cell["source"].splitlines()
+             if line.startswith("from hmdc.")}
+    named = {(found.module, alias.name) for line in lines for found in ast.parse(line).body for alias in found.names}
+    found = [getattr(importlib.import_module(module), name) for module, name in sorted(named)]
+    return [each for each in found if callable(each) and getattr(hmdc, each.__name__, None) is not each]
+
+
 def unexplained(what: Callable) -> list[str]:
     """Parameters that help() does not explain: by `name: …`, or in a short one by its name in backticks."""
     text = inspect.getdoc(what) or ""
@@ -223,7 +233,7 @@ def unexplained(what: Callable) -> list[str]:
             if name != "self" and not re.search(rf"`{name}`|(?<![\w.]){name}(, \w+)*:", text)]
 
 
-@pytest.mark.parametrize("what", [*(getattr(hmdc, name) for name in hmdc.__all__), *GROUPS], ids=lambda what: what.__name__)
+@pytest.mark.parametrize("what", [*(getattr(hmdc, name) for name in hmdc.__all__), *GROUPS, *used_on_pages()], ids=lambda what: what.__name__)
 def test_help_explains_every_parameter(what):
     public = [what, *(methods(what) if inspect.isclass(what) else ())]
     assert not {each.__qualname__: unexplained(each) for each in public if unexplained(each) or not inspect.getdoc(each)}
