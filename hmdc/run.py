@@ -9,7 +9,7 @@ __all__ = ['FINISHED', 'LAST_GOOD', 'CHECKPOINT', 'run_settings', 'claim', 'RunF
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from .models import weights_key
 from .progress import Telling
 from .provenance import config_hash, plain_settings, provenance, replacing
 from .ranks import is_first, of_any, of_first
-from .saves import Stopping, locked, read_state, write_state
+from .saves import Stopping, forget_state, locked, read_state, write_state
 from .settings import Recipe
 from .synthetic import SyntheticSet
 
@@ -71,12 +71,6 @@ def _state_of(run: str, path: Path, device: torch.device) -> dict | None:
                          "the run begins anew")
     return kept
 
-
-def _forget_state(folder: Path) -> None:
-    for state in folder.glob(f"{CHECKPOINT}*"):
-        with suppress(OSError):  # another process was first, or the folder is for reading only: it is in nobody's way
-            state.unlink()
-
 # %% ../nbs/15_run.ipynb #run-folder
 class RunFolder:
     "Where a run keeps what it makes: run.json, history.csv, snapshots, the finished set; without a path, nowhere."
@@ -114,7 +108,7 @@ class RunFolder:
     def result(self) -> SyntheticSet:
         "The finished set; what lived is no more, also where a kill came between the two."
         if self.path:
-            _forget_state(self.path)
+            forget_state(self.path / CHECKPOINT)
         return of_first(SyntheticSet.load(self.path / FINISHED) if self.path else None)
 
     def finish(self, syn: SyntheticSet, rows: list[tuple], before: tuple[int, int]) -> SyntheticSet:
@@ -123,7 +117,7 @@ class RunFolder:
             if rows:
                 write_history(self.path / "history.csv", rows, before)
             syn.save(self.path / FINISHED)
-            _forget_state(self.path)
+            forget_state(self.path / CHECKPOINT)
         return syn
 
 # %% ../nbs/15_run.ipynb #keeping

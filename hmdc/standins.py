@@ -28,7 +28,7 @@ from .provenance import check_seed, config_hash, provenance, replacing, seeded, 
 from .rates import Rate
 from .real import split_order
 from .recipes import JUDGES
-from .saves import locked, read_state, write_state
+from .saves import forget_state, locked, read_state, write_state
 from .trial import try_member, usable_device
 
 # %% ../nbs/19d_standins.ipynb #members
@@ -187,15 +187,19 @@ def _about(data: ImageData, network: Network, epochs: int, seed: int, key: str) 
     }
 
 # %% ../nbs/19d_standins.ipynb #make
+def _save_of(path: Path, key: str) -> Path:
+    "Where the training that makes a file keeps its last epoch."
+    return path.with_name(f"{path.stem}.{key}.state")
+
+
 def _make(data: ImageData, member: Member, path: Path, epochs: int, seed: int, device: torch.device, say: Callable[[str], None]) -> None:
     "Train a network and write its file; what was kept on the way is removed."
     key = _key(data, member, epochs, seed)
-    save = path.with_name(f"{path.stem}.{key}.state")
+    save = _save_of(path, key)
     network = pretrain(data, member, epochs, seed, device, save, say)
     about = _about(data, network, epochs, seed, key)
     write_standin(network, path, member, about)
-    for each in (save, save.with_name(f"{save.name}.previous")):
-        each.unlink(missing_ok=True)
+    forget_state(save)
     say(f"{path}: {about['accuracy']}")
 
 # %% ../nbs/19d_standins.ipynb #standins
@@ -211,7 +215,10 @@ def standins(data: ImageData, folder: str | Path = "data/standins", epochs: int 
     check_standins(data, members, epochs, seed)
     name = re.sub(r"[^\w-]+", "-", data.name)
     files = {member: folder / f"{member.model}.{name}_{data.image_size}px.safetensors" for member in members}
-    left = [member for member, path in files.items() if _missing(path, member.model, _key(data, member, epochs, seed))]
+    keys = {member: _key(data, member, epochs, seed) for member in members}
+    left = [member for member, path in files.items() if _missing(path, member.model, keys[member])]
+    for member in files.keys() - left:  # of a process that was killed before it could
+        forget_state(_save_of(files[member], keys[member]))
     if left:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):

@@ -326,6 +326,24 @@ def test_readme_shows_how_it_grows(path: Path):
         assert line in readme, f"README.md cites {path.name}, which says: {line}"
 
 
+@each(sorted((ROOT / "figures" / "published").glob("study-members-*.csv")))
+def test_readme_shows_what_members_add(path: Path):
+    """Accuracies on unseen models by the number of members, against packed images and against one member fewer; the time."""
+    frame = pd.read_csv(path)
+    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
+    line, rows = list(frame["method"].unique()), table(frame).rename(columns={"Average": "unseen, average"})
+    compared = [verdict_table(frame, asked) for asked in (dict.fromkeys(line[1:], line[0]), dict(zip(line[2:], line[1:])))]
+    assert path.with_suffix(".txt").read_text(encoding="utf-8") == "\n\n".join(each.to_string() for each in (table(frame), *compared)) + "\n"
+    seconds = frame.groupby("method", sort=False)["condense_seconds"].median()
+    lines = [f"| row | {' | '.join(rows.columns)} | seconds to condense |"]
+    lines += [f"| {name} | {' | '.join(cells)} | {seconds[name]:.0f} |" for name, cells in rows.iterrows()]
+    told = pd.concat(compared)
+    lines += [f"| comparison | {' | '.join(told.columns)} |", *(f"| {name} | {' | '.join(cells)} |" for name, cells in told.iterrows())]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in [*lines, path.name, path.with_suffix(".txt").name]:
+        assert line in readme, f"README.md cites {path.name}, which says: {line}"
+
+
 # What a notebook compares all rows with, and whether it also compares each with its own initial images.
 COMPARED = {"table1-cifar10-quick": ("random_packed", True), "table1-digits-quick": ("random_packed", True),
             "table2-digits-quick": ("kmeans_packed", True), "study-cifar10-laptop-standins": ("random_packed", True),

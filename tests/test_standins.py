@@ -92,6 +92,17 @@ def test_a_second_call_does_nothing(digits, made):
     assert not said and {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in made.iterdir()} == before
 
 
+def test_what_a_kill_left_beside_a_finished_file_is_removed(digits, tmp_path):
+    """Between the file and the removal of what was kept on the way; the state of another training stays."""
+    with mock.patch("hmdc.standins.forget_state"):
+        make(digits, tmp_path, members=TINY[:1])
+    assert len(list(tmp_path.glob("*.state*"))) == 2
+    other = tmp_path / f"{TINY[0].model}.digits_16px.other.state"
+    other.touch()
+    make(digits, tmp_path, members=TINY[:1])
+    assert list(tmp_path.glob("*.state*")) == [other]
+
+
 @pytest.mark.parametrize("asked, message", [
     ({"epochs": 0}, "epochs is 0: it must be a whole number, at least 1"),
     ({"seed": -1}, "seed is -1"),
