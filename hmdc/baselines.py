@@ -23,6 +23,7 @@ class Size(NamedTuple):
     ipc: int  # stored images per class
     convnet: Member
     vit: Member
+    pretrained: Member  # with ImageNet weights
     dataset: str = "cifar10"  # some authors set their rates by it
 
 # %% ../nbs/09c_baselines.ipynb #method

@@ -32,7 +32,7 @@ NAMES = {
     "two_models": "Two models", "two_models_gbm": "Two models + GBM", "two_models_md": "Two models + MD", "hmdc": "HMDC", "hmdc_bf16": "HMDC, bf16",
     "hmdc_md_training": "HMDC, MD in training only", "hmdc_md_images": "HMDC, MD on images only",
     "hmdc_features": "HMDC on features", "hmdc_trajectories": "HMDC on trajectories",
-    "one_model": "ConvNet alone", "three_models": "Three models + GBM", "four_models": "Four models + GBM", "dream_vit": "DREAM with the ViT",
+    "one_model": "ConvNet alone", "three_models": "Three models + GBM", "four_models": "Four models + GBM", "dream_vit": "DREAM with the ViT", "hmdc_imagenet": "HMDC with EfficientNet-Lite0",
     "hmdc_last": "HMDC, last sample", "hmdc_ema": "HMDC, decaying mean", "hmdc_both": "HMDC + mean features",
     "hmdc_characteristic": "HMDC + characteristic function", "hmdc_ages": "HMDC, a pool of ages", "hmdc_longer": "HMDC, fresh networks less often",
     "idc_released": "IDC, as released", "dream_released": "DREAM, as released",

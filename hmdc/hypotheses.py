@@ -40,9 +40,9 @@ HYPOTHESES = (
 
 # %% ../nbs/19e_hypotheses.ipynb #unseen
 def unseen(experiment: Experiment, models: Iterable[str]) -> list[str]:
-    "Those labels of `models` that are not of a member of any recipe of an `experiment`: its unseen models."
+    "Those of `models`, labels, that are neither a member of any recipe of an `experiment` nor a head on one."
     seen = {member.label for run in experiment.runs for member in experiment.recipe(run).members}
-    return [model for model in models if model not in seen]
+    return [model for model in models if model.removesuffix(", head") not in seen]
 
 # %% ../nbs/19e_hypotheses.ipynb #test
 LEVEL = 0.025  # of a one-sided test

@@ -33,6 +33,7 @@ def test_every_part_runs_and_is_kept(tmp_path):
     assert len(said) == 4 and set(said.verdict) <= {"confirmed", "contradicted", "not shown"}
     assert said.unseen.unique().tolist() == ["resnet18_cifar(width=8); vit_nano_patch4(depth=2, patch_size=8)"]
     assert drawn("members-digits-smoke").method.nunique() == 5
+    assert drawn("imagenet-digits-smoke").method.unique().tolist() == ["random", "random_packed", "kmeans_packed", "hmdc", "hmdc_imagenet"]
     assert sorted(drawn("ipc-digits-smoke").ipc.unique()) == [1, 10]
     assert drawn("steps-digits-smoke").outer.max() == 1
     assert drawn("recipes-digits-smoke-held-out").method.unique().tolist()[0] == "hmdc"
