@@ -32,7 +32,7 @@ def test_every_part_runs_and_is_kept(tmp_path):
     said = drawn("hypotheses-digits-smoke")
     assert len(said) == 4 and set(said.verdict) <= {"confirmed", "contradicted", "not shown"}
     assert said.unseen.unique().tolist() == ["resnet18_cifar(width=8); vit_nano_patch4(depth=2, patch_size=8)"]
-    assert drawn("members-digits-smoke").method.nunique() == 5
+    assert drawn("members-digits-smoke").method.nunique() == 6
     assert drawn("imagenet-digits-smoke").method.unique().tolist() == ["random", "random_packed", "kmeans_packed", "hmdc", "hmdc_imagenet"]
     assert sorted(drawn("ipc-digits-smoke").ipc.unique()) == [1, 10]
     assert drawn("steps-digits-smoke").outer.max() == 1
@@ -46,7 +46,7 @@ def test_every_part_runs_and_is_kept(tmp_path):
 def test_a_part_alone_makes_its_own_runs_and_no_others(tmp_path):
     execute(tmp_path, parts="members")
     made = {path.name.split("-seed")[0] for path in (tmp_path / "kept" / "condensed").iterdir()}
-    assert made == {"random_packed", "one_model", "two_models_gbm", "three_models", "four_models"}
+    assert made == {"random_packed", "kmeans_packed", "one_model", "two_models_gbm", "three_models", "four_models"}
 
 
 REFUSED = {
