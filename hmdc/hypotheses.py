@@ -13,6 +13,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from .experiment import Experiment
+from .heads import HEAD
 from .report import AVERAGE
 from .verdicts import differences, smallest_effect
 
@@ -42,7 +43,7 @@ HYPOTHESES = (
 def unseen(experiment: Experiment, models: Iterable[str]) -> list[str]:
     "Those of `models`, labels, that are neither a member of any recipe of an `experiment` nor a head on one."
     seen = {member.label for run in experiment.runs for member in experiment.recipe(run).members}
-    return [model for model in models if model.removesuffix(", head") not in seen]
+    return [model for model in models if model.removesuffix(HEAD) not in seen]
 
 # %% ../nbs/19e_hypotheses.ipynb #test
 LEVEL = 0.025  # of a one-sided test
