@@ -34,6 +34,8 @@ COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"))
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!._]*.ipynb"))
 MODULES = sorted(path for path in (ROOT / "hmdc").glob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
+PUBLISHED = ROOT / "figures" / "published"
+README, NUMBERS = ROOT / "README.md", PUBLISHED / "README.md"
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|mnt)/\w|\b[A-Z]:\\Users\\")
 
@@ -189,7 +191,7 @@ def prose(path: Path) -> str:
     return re.sub(r"```.*?```", "", text, flags=re.S)
 
 
-@each([*NOTEBOOKS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+@each([*NOTEBOOKS, README, NUMBERS, ROOT / "CONTRIBUTING.md"])
 def test_names_in_the_text_are_names_in_the_code(path: Path):
     """Of every name in backticks that has an underscore, some code or some file is called so."""
     sources = [file.read_text(encoding="utf-8") for file in (*MODULES, *TESTS, ROOT / "Makefile", ROOT / "settings.ini")]
@@ -247,104 +249,122 @@ def test_help_explains_what_a_target_asks_for(what):
 # --- numbers
 
 
-@each(sorted((ROOT / "figures" / "published").glob("table1-*.csv")))
-def test_readme_shows_the_published_results(path: Path):
+
+def published(path: Path) -> pd.DataFrame:
+    """The rows of a published file, which come from a clean commit."""
     frame = pd.read_csv(path)
     assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if path.name in readme and "budget" not in path.stem:  # whose accuracies stand beside their cost
-        rows = table(frame)
-        for line in [f"| method | {' | '.join(rows.columns)} |", *(f"| {m} | {' | '.join(r)} |" for m, r in rows.iterrows())]:
-            assert line in readme, f"README.md cites {path.name}, which says: {line}"
+    return frame
 
 
-def study_lines(frame: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
-    """Accuracy by model, with the average over unseen ones; what was found of each hypothesis; gains by model; the time."""
+def assert_shown(page: Path, path: Path, lines: list[str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    for line in [path.name, *lines]:
+        assert line in text, f"{page.relative_to(ROOT)} cites {path.name}, which says: {line}"
+
+
+def table_lines(title: str, cells: pd.DataFrame) -> list[str]:
+    return [f"| {title} | {' | '.join(cells.columns)} |", *(f"| {name} | {' | '.join(row)} |" for name, row in cells.iterrows())]
+
+
+@each(sorted(PUBLISHED.glob("table1-*.csv")))
+def test_readme_shows_the_published_results(path: Path):
+    frame = published(path)
+    if path.name in README.read_text(encoding="utf-8") and "budget" not in path.stem:  # whose accuracies stand beside their cost
+        assert_shown(README, path, table_lines("method", table(frame)))
+
+
+@each(sorted(PUBLISHED.glob("study-hypotheses-*.csv")))
+def test_readme_shows_the_published_study(path: Path):
+    """Accuracy by model, with the average over unseen ones; what was found of each hypothesis; the time. By judge, on the page of numbers."""
+    verdicts, frame = published(path), published(path.with_name(path.name.replace("-hypotheses", "")))
     unseen = verdicts["unseen"][0].split("; ")
+    pd.testing.assert_frame_equal(verdicts[list(again := hypotheses.tested(frame, unseen))], again, rtol=1e-6)
     rows = table(frame).drop(columns="Average").assign(unseen=table(frame[frame["model"].isin(unseen)])["Average"])
-    lines = [f"| method | {' | '.join(rows.columns[:-1])} | unseen, average |", *(f"| {m} | {' | '.join(r)} |" for m, r in rows.iterrows())]
+    lines = table_lines("method", rows.rename(columns={"unseen": "unseen, average"}))
     lines += ["| hypothesis | difference | 95 % interval | could have been found | p (Holm) | verdict |"]
     for row in verdicts.itertuples():
         interval = f"{row.low:+.2f} to {row.high:+.2f}"
         lines.append(f"| {row.hypothesis} | {row.difference:+.2f} | {interval} | {row.smallest:.2f} | {row.p_holm:.4f} | {row.verdict} |")
-    gains = differences(frame[frame["model"].isin(unseen)], dict.fromkeys(("dream", "dream_vit", "two_models", "hmdc"), "kmeans_packed"))
-    for cells in (by_model(hypotheses.pairs(frame, unseen)), by_model(gains)):
-        lines += [f"| {' | '.join([name, *row])} |" for name, row in cells.iterrows()]
     condensing = frame.drop_duplicates(["method", "seed"])["condense_seconds"].sum() / 3600
-    return [*lines, f"{condensing:.1f} core-hours of condensing and {frame['seconds'].sum() / 3600:.1f} of judging"]
+    lines += [f"{condensing:.1f} core-hours of condensing and {frame['seconds'].sum() / 3600:.1f} of judging"]
+    assert_shown(README, path, lines)
+    gains = differences(frame[frame["model"].isin(unseen)], dict.fromkeys(("dream", "dream_vit", "two_models", "hmdc"), "kmeans_packed"))
+    assert_shown(NUMBERS, path, table_lines("difference", by_model(hypotheses.pairs(frame, unseen))) + table_lines("gain", by_model(gains)))
 
 
-@each(sorted((ROOT / "figures" / "published").glob("study-hypotheses-*.csv")))
-def test_readme_shows_the_published_study(path: Path):
-    frame, verdicts = pd.read_csv(path.with_name(path.name.replace("-hypotheses", ""))), pd.read_csv(path)
-    for found in (frame, verdicts):
-        assert found["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
-    again = hypotheses.tested(frame, verdicts["unseen"][0].split("; "))
-    pd.testing.assert_frame_equal(verdicts[list(again)], again, rtol=1e-6)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert path.name in readme
-    for line in study_lines(frame, verdicts):
-        assert line in readme, f"README.md cites {path.name}, which says: {line}"
+CANDIDATES = ("hmdc_last", "hmdc_ema", "hmdc_both", "hmdc_characteristic", "hmdc_ages", "hmdc_longer")
+OPTIMISED, MEMBERS = ("dream", "two_models", "hmdc"), ("one_model", "two_models_gbm", "three_models", "four_models")
+ONE_CONVNET = {"two_models": "dream", "hmdc": "dream"}
+# Part of the study -> the column that grows there, and its questions: what README calls each, and which row is compared with which.
+ASKED = {
+    "recipes": ("", {"six recipes that might be better, on held-out train images, with `hmdc`": dict.fromkeys(CANDIDATES, "hmdc")}),
+    "ipc": ("ipc", {
+        "1, 10 and 50 images a class: with `random_packed`": dict.fromkeys(("kmeans_packed", *OPTIMISED), "random_packed"),
+        "1, 10 and 50 images a class: with initial images": dict.fromkeys(OPTIMISED, "kmeans_packed"),
+        "1, 10 and 50 images a class: with one ConvNet (`dream`)": ONE_CONVNET}),
+    "steps": ("outer", {
+        "30 to 300 steps: with initial images": dict.fromkeys(OPTIMISED, "kmeans_packed"),
+        "30 to 300 steps: with one ConvNet (`dream`)": ONE_CONVNET}),
+    "members": ("", {
+        "one member to four: with `random_packed`": dict.fromkeys(("kmeans_packed", *MEMBERS), "random_packed"),
+        "one member to four: with initial images": dict.fromkeys(MEMBERS, "kmeans_packed"),
+        "one member to four: with one member fewer": dict(zip(MEMBERS[1:], MEMBERS))}),
+}
+OF_PARTS = sorted(path for part in ASKED for path in PUBLISHED.glob(f"study-{part}-*.csv"))
 
 
-@each(sorted((ROOT / "figures" / "published").glob("study-recipes-*.csv")))
-def test_readme_shows_the_candidates_of_the_study(path: Path):
-    frame = pd.read_csv(path)
-    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
-    found = verdict_table(frame, dict.fromkeys(frame["method"].unique(), "hmdc"))
+def at_every_value(frame: pd.DataFrame, along: str) -> dict[object, pd.DataFrame]:
+    """What is compared with each other: all rows, or those at every value of a column; what is not optimised (0) is among them all."""
+    return {value: frame[frame[along].isin((0, value))] for value in sorted(frame[along].unique()) if value} if along else {"": frame}
+
+
+@each(OF_PARTS)
+def test_readme_sums_up_what_else_the_study_asked(path: Path):
+    """Least and largest difference of a question, what could have been found, and how many differ; p over all values where one alone does."""
+    frame, (along, questions) = published(path), ASKED[path.stem.split("-")[1]]
+    for title, asked in questions.items():
+        found = pd.concat([differences(there, asked).query("model == @AVERAGE") for there in at_every_value(frame, along).values()])
+        (least, most), (low, high) = (found[column].agg(["min", "max"]) for column in ("difference", "smallest"))
+        apart = found["verdict"].isin(("better", "worse")).sum()
+        cells = f"{least:+.2f} to {most:+.2f} | {low:.2f} to {high:.2f} | {apart or 'none'} of {len(found)}"
+        lines = [f"| {title} | {cells} |"]
+        if along and apart:
+            lines.append(f"(p {multipletests(found['p'], 0.05, 'holm')[1].min():.3f})")
+        assert_shown(NUMBERS, path, lines[1:])
+        text = README.read_text(encoding="utf-8")
+        assert all(line in text for line in lines), f"README.md does not say of {path.name}: {lines}"
+
+
+@each([path for path in OF_PARTS if "-recipes-" in path.name])
+def test_the_page_of_numbers_shows_the_candidates(path: Path):
+    frame = published(path)
     seconds = frame.groupby("method", sort=False)["condense_seconds"].median()
-    lines = [f"| candidate | {' | '.join(found.columns)} | seconds to condense |"]
-    for name, cells in found.iterrows():
-        lines.append(f"| {name} | {' | '.join(cells)} | {seconds[name.split(' - ')[0]]:.0f} |")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for line in lines:
-        assert line in readme, f"README.md cites {path.name}, which says: {line}"
+    found = verdict_table(frame, dict.fromkeys(CANDIDATES, "hmdc"))
+    found["seconds to condense"] = [f"{seconds[name.split(' - ')[0]]:.0f}" for name in found.index]
+    assert_shown(NUMBERS, path, table_lines("candidate", found))
 
 
-KMEANS, RANDOM = (dict.fromkeys(("kmeans_packed", "dream", "two_models", "hmdc"), name) for name in ("kmeans_packed", "random_packed"))
-ONE_MODEL = {"two_models": "dream", "hmdc": "dream"}
-# Part -> the column that grows, its name in README, and what the study compares at every value of it.
-GROWTH = {"ipc": ("ipc", "images per class", (RANDOM, KMEANS, ONE_MODEL)), "steps": ("outer", "outer iterations", (KMEANS, ONE_MODEL))}
-
-
-@each(sorted(path for part in GROWTH for path in (ROOT / "figures" / "published").glob(f"study-{part}-*.csv")))
-def test_readme_shows_how_it_grows(path: Path):
+@each([path for path in OF_PARTS if ASKED[path.stem.split("-")[1]][0]])
+def test_the_page_of_numbers_shows_how_it_grows(path: Path):
     """Averages over unseen models against what grows, and the figure; the verdicts beside it are those of its rows."""
-    frame, (along, title, questions) = pd.read_csv(path), GROWTH[path.stem.split("-")[1]]
-    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
-    at = {value: frame[frame[along].isin((0, value))] for value in sorted(frame[along].unique()) if value}
-    told = pd.concat({value: pd.concat([verdict_table(there, asked) for asked in questions]) for value, there in at.items()}, names=[along])
-    assert path.with_suffix(".txt").read_text(encoding="utf-8") == told.to_string() + "\n"
-    said = []  # where something is found at one value, by a correction at that value alone, how it stands over all values
-    for asked in questions:
-        found = pd.concat([differences(there, asked).query("model == @AVERAGE") for there in at.values()])
-        if found["verdict"].isin(("better", "worse")).any():
-            said.append(f"(p {multipletests(found['p'], 0.05, 'holm')[1].min():.3f})")
+    frame, (along, questions) = published(path), ASKED[path.stem.split("-")[1]]
+    told = {value: pd.concat([verdict_table(there, asked) for asked in questions.values()]) for value, there in at_every_value(frame, along).items()}
+    assert path.with_suffix(".txt").read_text(encoding="utf-8") == pd.concat(told, names=[along]).to_string() + "\n"
     averages = runs(frame, (along,)).query("model == @AVERAGE")
     cells = averages.groupby([along, "method"], sort=False)["accuracy"].agg(lambda found: f"{found.mean():.2f} ± {found.std():.2f}").unstack()
-    cells = cells[frame["method"].unique()].fillna("–")
-    lines = [f"| {title} | {' | '.join(cells.columns)} |", *(f"| {value} | {' | '.join(row)} |" for value, row in cells.iterrows())]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for line in [*lines, *said, f"({path.relative_to(ROOT).with_suffix('.png')})", f"({path.relative_to(ROOT).with_suffix('.txt')})"]:
-        assert line in readme, f"README.md cites {path.name}, which says: {line}"
+    lines = table_lines({"ipc": "images per class", "outer": "outer iterations"}[along], cells[frame["method"].unique()].fillna("–"))
+    assert_shown(NUMBERS, path, [*lines, f"({path.stem}.png)", f"({path.stem}.txt)"])
 
 
-@each(sorted((ROOT / "figures" / "published").glob("study-members-*.csv")))
-def test_readme_shows_what_members_add(path: Path):
-    """Accuracies on unseen models by the number of members, against packed images, initial images and one member fewer."""
-    frame = pd.read_csv(path)
-    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
-    line, rows = list(frame["method"].unique()), table(frame).rename(columns={"Average": "unseen, average"})
-    packed, initial, *members = line
-    questions = dict.fromkeys(line[1:], packed), dict.fromkeys(members, initial), dict(zip(members[1:], members))
-    compared = [verdict_table(frame, asked) for asked in questions]
+@each([path for path in OF_PARTS if "-members-" in path.name])
+def test_the_page_of_numbers_shows_what_is_compared(path: Path):
+    """Accuracies on unseen models, and verdicts; the text beside them says the same."""
+    frame, (_, questions) = published(path), ASKED[path.stem.split("-")[1]]
+    compared = [verdict_table(frame, asked) for asked in questions.values()]
     assert path.with_suffix(".txt").read_text(encoding="utf-8") == "\n\n".join(each.to_string() for each in (table(frame), *compared)) + "\n"
-    lines = [f"| row | {' | '.join(rows.columns)} |", *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.iterrows())]
-    told = pd.concat(compared)
-    lines += [f"| comparison | {' | '.join(told.columns)} |", *(f"| {name} | {' | '.join(cells)} |" for name, cells in told.iterrows())]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for line in [*lines, path.name, path.with_suffix(".txt").name]:
-        assert line in readme, f"README.md cites {path.name}, which says: {line}"
+    lines = table_lines("row", table(frame).rename(columns={"Average": "unseen, average"})) + table_lines("comparison", pd.concat(compared))
+    assert_shown(NUMBERS, path, [*lines, f"({path.stem}.txt)"])
 
 
 # What a notebook compares all rows with, and whether it also compares each with its own initial images.
@@ -353,7 +373,7 @@ COMPARED = {"table1-cifar10-quick": ("random_packed", True), "table1-digits-quic
             "study-recipes-cifar10-laptop-standins-held-out": ("hmdc", False)}
 
 
-@each([ROOT / "figures" / "published" / f"{name}.csv" for name in COMPARED])
+@each([PUBLISHED / f"{name}.csv" for name in COMPARED])
 def test_a_published_text_is_what_its_rows_say(path: Path):
     frame, (reference, with_initial) = pd.read_csv(path), COMPARED[path.stem]
     recipes = [recipe(method, preset=frame.preset.iloc[0]) for method in frame.method.unique() if with_initial]
@@ -410,7 +430,7 @@ def precision_table(frame: pd.DataFrame) -> list[str]:
     return [f"| | {' | '.join(models)} | Average |", *lines]
 
 
-@each(sorted((ROOT / "figures" / "published").glob("precision-*.csv")))
+@each(sorted(PUBLISHED.glob("precision-*.csv")))
 def test_precision_is_told_of_the_runs_of_table_1(path: Path):
     """One run feeds both tables: the rows of a recipe, its seeds and a preset are the same numbers in each."""
     ours = pd.read_csv(path)
@@ -446,9 +466,5 @@ def cost_table(frame: pd.DataFrame) -> list[str]:
     ],
 )
 def test_readme_shows_the_published_measurements(name: str, lines):
-    frame = pd.read_csv(ROOT / "figures" / "published" / f"{name}.csv")
-    assert frame["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all(), "published results come from a clean commit"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{name}.csv" in readme
-    for line in lines(frame):
-        assert line in readme, f"README.md cites {name}.csv, which says: {line}"
+    path = PUBLISHED / f"{name}.csv"
+    assert_shown(README, path, lines(published(path)))
