@@ -53,9 +53,13 @@ def _ahead(frame: pd.DataFrame, claim: Hypothesis) -> pd.DataFrame:
     "What the better recipe is ahead by, as `differences` has it. Raises: ValueError."
     if missing := [method for method in claim[1:] if method not in set(frame["method"])]:
         raise ValueError(f"{claim} cannot be tested: there are no results of {', '.join(missing)}")
-    found = differences(frame[frame["method"].isin(claim[1:])], {claim.better: claim.worse})
-    if (n := found["n"].min()) < 2:
-        raise ValueError(f"{claim} cannot be tested with {n} condensations: two are the least")
+    both = frame[frame["method"].isin(claim[1:])]
+    found = differences(both, {claim.better: claim.worse})
+    n = found.set_index("model")["n"].reindex([*both["model"].unique(), AVERAGE], fill_value=0)  # no pair leaves no row
+    if n.min() < 2:
+        raise ValueError(f"{claim} cannot be tested with {n.min()} condensations of both on {n.idxmin()}: two are the least")
+    if n.nunique() > 1:
+        raise ValueError(f"{claim} cannot be tested: {n.idxmin()} has {n.min()} condensations of both, {n.idxmax()} {n.max()}")
     return found
 
 
@@ -63,8 +67,10 @@ def pairs(frame: pd.DataFrame, models: list[str], claims: tuple[Hypothesis, ...]
     """The differences behind some hypotheses: a row per claim and model, "average" included, with intervals of their own.
 
     frame: of `experiment.results`. models: labels of those that count. claims: hypotheses. Raises: ValueError for fewer
-    than two condensations, or where a recipe has no results.
+    than two condensations, or where a recipe or a model has no results, or fewer than another.
     """
+    if missing := sorted(set(models) - set(frame["model"])):
+        raise ValueError(f"there are no results on {', '.join(missing)}: {', '.join(frame['model'].unique())} have some")
     on_models = frame[frame["model"].isin(models)]
     return pd.concat([_ahead(on_models, claim) for claim in claims], ignore_index=True)
 
@@ -74,11 +80,10 @@ def _verdict(p: float, p_reverse: float) -> str:
 
 
 def tested(frame: pd.DataFrame, models: list[str], claims: tuple[Hypothesis, ...] = HYPOTHESES) -> pd.DataFrame:
-    """What results say of some hypotheses: difference, 95 % interval, p by Holm, smallest difference to be found, verdict.
+    """What results say of some hypotheses: difference, 95 % interval, p by Holm, minimum detectable difference, verdict.
 
     frame: of `experiment.results`. models: labels over which accuracies are averaged. claims: hypotheses, over which Holm
-    corrects. The smallest difference is that of the first of Holm's steps. Raises: ValueError for fewer than two
-    condensations, or where a recipe has no results.
+    corrects. `smallest` is the minimum detectable difference of the first of Holm's steps. Raises: ValueError, as `pairs`.
     """
     ahead = pairs(frame, models, claims).query(f"model == '{AVERAGE}'").reset_index(drop=True)
     found = ahead[["n", "difference", "low", "high"]].copy()

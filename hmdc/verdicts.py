@@ -26,17 +26,17 @@ LEVEL, POWER = 0.05, 0.8  # of a test: false alarms, and how often it should fin
 
 @lru_cache(maxsize=None)
 def smallest_effect(n: int, level: float = LEVEL) -> float:
-    "What n pairs find with this power in one two-sided test at a level, in standard deviations of their differences."
+    "The minimum detectable effect of one two-sided test of n pairs at a level and this power, in standard deviations of their differences."
     return TTestPower().solve_power(nobs=n, alpha=level / 2, power=POWER, alternative="larger")  # two-sided, the solver goes wrong at few pairs
 
 
 def _paired(differences: pd.Series) -> pd.Series:
-    "Mean, 95 % interval, p and smallest difference to be found, of one difference per condensation."
+    "Mean, 95 % interval, p and minimum detectable difference, of one difference per condensation."
     n, mean, std = len(differences), differences.mean(), differences.std()
     found = {"n": n, "difference": mean, "low": mean, "high": mean, "p": float("nan"), "smallest": 0.0}
     if n < 2:
         found |= dict.fromkeys(("low", "high", "smallest"), float("nan"))
-    elif std > 0:
+    elif std > 1e-9 * abs(mean):  # what is left of equal differences after rounding is no spread
         tested = ttest_1samp(differences, 0)
         interval = tested.confidence_interval(1 - LEVEL)
         found |= {"low": interval.low, "high": interval.high, "p": tested.pvalue, "smallest": smallest_effect(n) * std}
@@ -47,8 +47,8 @@ def differences(frame: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame
     """What every method adds to a reference: a row per method and model, "average" included, in points.
 
     frame: of `experiment.results`. against: a method -> the method it is compared with; others, and the reference itself,
-    are left out. Columns: method, reference, model, n (condensations), difference, low, high (95 %), p, smallest,
-    p_holm (corrected over the methods of a model), verdict. Raises: ValueError.
+    are left out. Columns: method, reference, model, n (condensations), difference, low, high (95 %), p, smallest (the minimum
+    detectable difference of Holm's first step), p_holm (corrected over the methods of a model), verdict. Raises: ValueError.
     """
     tidy = runs(frame)
     base = tidy.rename(columns={"method": "reference", "accuracy": "base"})
@@ -60,17 +60,19 @@ def differences(frame: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame
     tested = [_paired(group) for _, group in paired.groupby(keys, sort=False)["difference"]]
     rows = pd.DataFrame([pd.concat(each) for each in zip(found, tested)]) if found else pd.DataFrame(columns=[*keys, "n", "difference", "low", "high", "p", "smallest"])
     rows = rows.astype({"n": int})
-    rows["p_holm"] = _corrected(rows)
+    rows["smallest"], rows["p_holm"] = _corrected(rows)
     rows["verdict"] = [verdict(*each) for each in zip(rows["n"], rows["difference"], rows["p_holm"])]
     return rows
 
 
-def _corrected(rows: pd.DataFrame) -> pd.Series:
-    "Holm's correction of the p-values of every model."
-    found = pd.Series(float("nan"), rows.index)
-    for _, group in rows.dropna(subset="p").groupby("model"):
-        found[group.index] = multipletests(group["p"].astype(float), LEVEL, "holm")[1]
-    return found
+def _corrected(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    "Of every model, what the first of Holm's steps detects, and the p-values after all of them; a test without p counts."
+    smallest, p = (rows[column].astype(float) for column in ("smallest", "p"))
+    for _, group in rows[rows["n"] > 1].groupby("model"):
+        strict = [smallest_effect(n, LEVEL / len(group)) / smallest_effect(n) for n in group["n"]]
+        smallest[group.index] *= strict
+        p[group.index] = pd.Series(multipletests(p[group.index].fillna(1), LEVEL, "holm")[1], group.index).where(p[group.index].notna())
+    return smallest, p
 
 
 def verdict(n: int, difference: float, p: float) -> str:
@@ -81,7 +83,7 @@ def verdict(n: int, difference: float, p: float) -> str:
 
 # %% ../nbs/18c_verdicts.ipynb #verdict-table
 def verdict_table(frame: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame:
-    """`differences` on the average over models, as text: "hmdc - kmeans_packed" × difference, interval, p, smallest, verdict.
+    """`differences` on the average over models, as text: "hmdc - kmeans_packed" × difference, interval, p, minimum detectable difference, verdict.
 
     frame, against: of `differences`. Raises: ValueError.
     """
@@ -91,7 +93,7 @@ def verdict_table(frame: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFra
         "difference": [number(d) for d in found["difference"]],
         "95 % interval": ["–" if pd.isna(low) else f"{low:+.2f} to {high:+.2f}" for low, high in zip(found["low"], found["high"])],
         "p (Holm)": [number(p, "{:.3f}") for p in found["p_holm"]],
-        "smallest to be found": [number(s, "{:.2f}") for s in found["smallest"]],
+        "minimum detectable": [number(s, "{:.2f}") for s in found["smallest"]],
         "verdict": found["verdict"].tolist(),
     }, index=pd.Index([f"{m} - {r}" for m, r in zip(found["method"], found["reference"])], name="average"))
 

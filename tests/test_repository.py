@@ -274,6 +274,17 @@ def test_readme_shows_the_published_results(path: Path):
         assert_shown(README, path, table_lines("method", table(frame)))
 
 
+OPTIMISED, MEMBERS = ("dream", "two_models", "hmdc"), ("one_model", "two_models_gbm", "three_models", "four_models")
+ONE_CONVNET = {"two_models": "dream", "hmdc": "dream"}
+
+
+def of_judges(frame: pd.DataFrame, models: list[str]) -> pd.DataFrame:
+    """What the study says of its hypotheses' runs judge by judge: the four, gains over initial images, two models against one ConvNet."""
+    judged = frame[frame["model"].isin(models)]
+    others = dict.fromkeys(("dream_vit", *OPTIMISED), "kmeans_packed"), ONE_CONVNET
+    return pd.concat([hypotheses.pairs(frame, models), *(differences(judged, asked) for asked in others)])
+
+
 @each(sorted(PUBLISHED.glob("study-hypotheses-*.csv")))
 def test_readme_shows_the_published_study(path: Path):
     """Accuracy by model, with the average over unseen ones; what was found of each hypothesis; the time. By judge, on the page of numbers."""
@@ -282,20 +293,38 @@ def test_readme_shows_the_published_study(path: Path):
     pd.testing.assert_frame_equal(verdicts[list(again := hypotheses.tested(frame, unseen))], again, rtol=1e-6)
     rows = table(frame).drop(columns="Average").assign(unseen=table(frame[frame["model"].isin(unseen)])["Average"])
     lines = table_lines("method", rows.rename(columns={"unseen": "unseen, average"}))
-    lines += ["| hypothesis | difference | 95 % interval | could have been found | p (Holm) | verdict |"]
+    lines += ["| hypothesis | difference | 95 % interval | minimum detectable | p (Holm) | verdict |"]
     for row in verdicts.itertuples():
         interval = f"{row.low:+.2f} to {row.high:+.2f}"
         lines.append(f"| {row.hypothesis} | {row.difference:+.2f} | {interval} | {row.smallest:.2f} | {row.p_holm:.4f} | {row.verdict} |")
     condensing = frame.drop_duplicates(["method", "seed"])["condense_seconds"].sum() / 3600
-    lines += [f"{condensing:.1f} core-hours of condensing and {frame['seconds'].sum() / 3600:.1f} of judging"]
+    lines += [f"{condensing:.1f} hours of condensing and {frame['seconds'].sum() / 3600:.1f} of judging"]
     assert_shown(README, path, lines)
-    gains = differences(frame[frame["model"].isin(unseen)], dict.fromkeys(("dream", "dream_vit", "two_models", "hmdc"), "kmeans_packed"))
-    assert_shown(NUMBERS, path, table_lines("difference", by_model(hypotheses.pairs(frame, unseen))) + table_lines("gain", by_model(gains)))
+    all_but = {judge: of_judges(frame, [model for model in unseen if model != judge]).query("model == @AVERAGE") for judge in unseen}
+    tables = [by_model(of_judges(frame, unseen)), by_model(pd.concat([found.assign(model=f"all but {judge}") for judge, found in all_but.items()]))]
+    told = "\n\n".join(each.to_string() for each in (again.round(4).set_index("hypothesis"), *tables))
+    assert path.with_suffix(".txt").read_text(encoding="utf-8") == told + "\n"
+    assert_shown(NUMBERS, path, [line for each in tables for line in table_lines("difference", each)])
+
+
+LITE0 = "tf_efficientnet_lite0, head"
+
+
+def test_the_page_of_numbers_shows_what_a_repetition_moves():
+    """Three condensations of the hypotheses were made again for the steps: the same differences from both, with and without one judge."""
+    first, again = (published(PUBLISHED / f"study-{part}cifar10-laptop-standins.csv") for part in ("", "steps-"))
+    again = again[again["outer"].isin((0, again["outer"].max()))]
+    same = first[first["seed"].isin(again["seed"]) & first["model"].isin(again["model"])].sort_values("evaluation")
+    runs_of = {"first run": same.drop_duplicates(["method", "seed", "model"]), "repetition": again}
+    asked = (dict.fromkeys(OPTIMISED, "kmeans_packed"), {"hmdc": "two_models"}, ONE_CONVNET)
+    found = []
+    for name, frame in runs_of.items():
+        for judges, part in (("", frame), (", without Lite0", frame[frame["model"] != LITE0])):
+            found += [differences(part, each).query("model == @AVERAGE").assign(model=f"{name}{judges}") for each in asked]
+    assert_shown(NUMBERS, PUBLISHED / "study-steps-cifar10-laptop-standins.csv", table_lines("difference", by_model(pd.concat(found))))
 
 
 CANDIDATES = ("hmdc_last", "hmdc_ema", "hmdc_both", "hmdc_characteristic", "hmdc_ages", "hmdc_longer")
-OPTIMISED, MEMBERS = ("dream", "two_models", "hmdc"), ("one_model", "two_models_gbm", "three_models", "four_models")
-ONE_CONVNET = {"two_models": "dream", "hmdc": "dream"}
 # Part of the study -> the column that grows there, and its questions: what README calls each, and which row is compared with which.
 ASKED = {
     "recipes": ("", {"six recipes that might be better, on held-out train images, with `hmdc`": dict.fromkeys(CANDIDATES, "hmdc")}),
@@ -319,21 +348,32 @@ def at_every_value(frame: pd.DataFrame, along: str) -> dict[object, pd.DataFrame
     return {value: frame[frame[along].isin((0, value))] for value in sorted(frame[along].unique()) if value} if along else {"": frame}
 
 
+def average_differences(path: Path) -> dict[str, pd.DataFrame]:
+    """The questions of a part, each with its differences on the average over unseen models, at every value of what grows there."""
+    frame, (along, questions) = published(path), ASKED[path.stem.split("-")[1]]
+    at = at_every_value(frame, along).values()
+    return {title: pd.concat([differences(there, asked).query("model == @AVERAGE") for there in at]) for title, asked in questions.items()}
+
+
 @each(OF_PARTS)
 def test_readme_sums_up_what_else_the_study_asked(path: Path):
-    """Least and largest difference of a question, what could have been found, and how many differ; p over all values where one alone does."""
-    frame, (along, questions) = published(path), ASKED[path.stem.split("-")[1]]
-    for title, asked in questions.items():
-        found = pd.concat([differences(there, asked).query("model == @AVERAGE") for there in at_every_value(frame, along).values()])
+    """Least and largest difference of a question, what was detectable, and how many differ; p over all values where one alone does."""
+    for title, found in average_differences(path).items():
         (least, most), (low, high) = (found[column].agg(["min", "max"]) for column in ("difference", "smallest"))
         apart = found["verdict"].isin(("better", "worse")).sum()
-        cells = f"{least:+.2f} to {most:+.2f} | {low:.2f} to {high:.2f} | {apart or 'none'} of {len(found)}"
-        lines = [f"| {title} | {cells} |"]
-        if along and apart:
-            lines.append(f"(p {multipletests(found['p'], 0.05, 'holm')[1].min():.3f})")
-        assert_shown(NUMBERS, path, lines[1:])
+        over_all = [f"(p {multipletests(found['p'], 0.05, 'holm')[1].min():.3f})"] if apart and ASKED[path.stem.split("-")[1]][0] else []
+        line = f"| {title} | {least:+.2f} to {most:+.2f} | {low:.2f} to {high:.2f} | {apart or 'none'} of {len(found)} |"
+        assert_shown(NUMBERS, path, over_all)
         text = README.read_text(encoding="utf-8")
-        assert all(line in text for line in lines), f"README.md does not say of {path.name}: {lines}"
+        assert all(each in text for each in (line, *over_all)), f"README.md does not say of {path.name}: {line} {over_all}"
+
+
+def test_readme_counts_the_differences_that_chance_would_give():
+    found = pd.concat([found for path in OF_PARTS for found in average_differences(path).values()])
+    found = found.drop_duplicates(["method", "reference", "difference", "low"])  # ten images and ten iterations are the same runs
+    over_all = multipletests(found["p"], 0.05, "holm")[1].min()
+    said = f"{(found['p'] < 0.05).sum()} of {len(found)} different comparisons have p < .05 uncorrected; over all of them the least is p {over_all:.2f}"
+    assert said in " ".join(README.read_text(encoding="utf-8").split()), said
 
 
 @each([path for path in OF_PARTS if "-recipes-" in path.name])
