@@ -112,7 +112,7 @@ class Batches:
     images: "torch.Tensor | Rows"
     targets: torch.Tensor
     statistics: Statistics
-    training: "Training"  # noqa: F821 - of the settings' room, which reads this one
+    training: "Training"  # noqa: F821 - of hmdc.settings, which imports this module
     generator: torch.Generator
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple | None]]:
