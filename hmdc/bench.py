@@ -40,7 +40,7 @@ from .recipes import recipe
 from .settings import Recipe
 from .synthetic import SyntheticSet
 from .trainer import balance_for
-from .trial import has_bf16
+from .trial import has_bf16, usable_device
 
 # %% ../nbs/24_bench.ipynb #settings
 _NANO = Member("vit_nano_patch4")
@@ -309,7 +309,7 @@ def bench(setting: str = "cpu-small", device: str | torch.device | None = None, 
     """
     if setting not in SETTINGS:
         raise ValueError(f"unknown setting {setting!r}: {', '.join(SETTINGS)} are served")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device)
     wanted, per_class = SETTINGS[setting]
     data, served = noise(per_class), routes(compiled, device)
     stages = {name: Stage(wanted, data, route, device) for name, route in served.items()}
@@ -357,7 +357,7 @@ def cost(methods: tuple[str, ...] = ("idc", "dream", "two_models", "hmdc"), sett
 
     device: None: a GPU where there is one. Returns a row per precision that the device has, and method.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device)
     data, rows = noise(SETTINGS[setting][1]), []
     fast = [route for route in routes(False, device).values() if not route.plain]
     for route in fast:

@@ -344,7 +344,8 @@ def history(experiment: Experiment) -> pd.DataFrame:
     for run in (r for r in experiment.runs if experiment.recipe(r).length.outer):
         path = condensed_folder(experiment, run) / "history.csv"
         if not path.is_file():
-            raise FileNotFoundError(f"{run} has no history yet: run the experiment first")
+            raise FileNotFoundError(f"{run} has no history: run the experiment, or where its results are kept and {path.parent} is not, "
+                                    "remove the results first")
         with reading(path, "is damaged, or no history of a run: remove its folder and the results, and run the experiment again"):
             frame = pd.read_csv(path)
             frame.insert(2, "step", frame["outer"] * experiment.recipe(run).length.inner + frame["inner"])

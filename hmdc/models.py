@@ -113,15 +113,21 @@ def _hash_of(path: Path, size: int, time: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _file_now(name: str, weights: str) -> tuple[Path, int, int] | None:
+    "The file that a model starts from, the user's or a package's, with its size and time; None: from scratch, or the hub's."
+    if weights == "scratch" or not _is_published(name):
+        return None
+    path = packaged_file(name) if weights == "imagenet" else _weights_file(name, weights)
+    return (path, (told := path.stat()).st_size, told.st_mtime_ns) if path else None
+
+
 def weights_key(name: str, weights: str) -> dict[str, str]:
     """What the name of a result has to tell of the file that a model starts from, the user's or a package's: its SHA-256.
 
     {} where there is none: from scratch, or the hub's. Raises: ValueError, FileNotFoundError.
     """
-    if weights == "scratch" or not _is_published(name):
-        return {}
-    path = packaged_file(name) if weights == "imagenet" else _weights_file(name, weights)
-    return {"weights": _hash_of(path, (told := path.stat()).st_size, told.st_mtime_ns)} if path else {}
+    file = _file_now(name, weights)
+    return {"weights": _hash_of(*file)} if file else {}
 
 # %% ../nbs/03_models.ipynb #backbone
 class _Start(NamedTuple):
@@ -180,9 +186,13 @@ def _read_weights(path: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[
         return state, _needed(file.metadata() or {})
 
 # %% ../nbs/03_models.ipynb #start
-@lru_cache(maxsize=None)
 def starting_weights(name: str, weights: str, kwargs: tuple) -> _Start:
-    "Read the weights that a network starts from, once per process."
+    "Read the weights that a network starts from: once per process, and again where their file has changed."
+    return _starting_weights(name, weights, kwargs, _file_now(name, weights))
+
+
+@lru_cache(maxsize=None)
+def _starting_weights(name: str, weights: str, kwargs: tuple, file: tuple[Path, int, int] | None) -> _Start:
     truth = check_weights(name, weights)
     if truth == "scratch":
         return _Start(None, {}, None, truth)
@@ -355,8 +365,9 @@ class Member:
             # JSON has lists only; a member and its arguments can be hashed
             given = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(self.kwargs).items()}
             object.__setattr__(self, "kwargs", tuple(sorted(given.items())))
+            hash(self.kwargs)
         except (TypeError, ValueError):
-            raise ValueError(f"kwargs is {self.kwargs!r}: pass a dict of arguments of {self.model}") from None
+            raise ValueError(f"kwargs is {self.kwargs!r}: pass a dict of arguments of {self.model}, numbers, names or lists of them") from None
         check_settings(self)
 
     @property

@@ -72,12 +72,18 @@ class Record:
 
 
 # %% ../nbs/14c_progress.ipynb #track
+def _has_tensorboard() -> bool:
+    "Whether it is installed: a folder of this name, which is a package to Python, holds none of it."
+    found = importlib.util.find_spec("tensorboard")
+    return found is not None and found.origin is not None
+
+
 class Telling:
     "How a run goes, on a bar; and to TensorBoard, where it is installed and the run has a folder."
 
     def __init__(self, name: str, folder: Path | None, inner: int, shows: bool):
         self.name, self.inner, self.shows = name, inner, shows
-        self.record = Record(folder / "tensorboard") if folder is not None and importlib.util.find_spec("tensorboard") else None
+        self.record = Record(folder / "tensorboard") if folder is not None and _has_tensorboard() else None
 
     def steps(self, done: int, total: int) -> plain_tqdm:
         "The steps that are left, on a bar."
@@ -106,4 +112,3 @@ class Telling:
         except OSError as error:
             warnings.warn(f"{self.record.path}: {error.strerror or error}: from here the run goes on without TensorBoard")
             self.record = None
-

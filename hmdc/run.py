@@ -48,20 +48,21 @@ def _note_in(folder: Path) -> dict | None:
 # %% ../nbs/15_run.ipynb #claim
 def claim(folder: Path, settings: dict) -> None:
     "Make a folder a run's own, or see that it is. Raises: FileExistsError; ValueError where its history is something else."
-    mine = config_hash(settings)
-    if theirs := _note_in(folder):
-        if theirs["hash"] != mine:
-            raise FileExistsError(
-                f"{folder} holds the run {theirs['hash']} ({theirs['recipe']['name']}, seed {theirs['seed']}), not this one "
-                f"({mine}): pass another `out`; nothing there is overwritten"
-            )
-        if not (folder / FINISHED).is_file():
-            kept_history(folder / "history.csv")  # what is there will be added to
-    elif folder.exists() and (not folder.is_dir() or any(p.name != "run.json.partial" for p in folder.iterdir())):
+    taken = folder.exists() and (not folder.is_dir() or any(not p.name.startswith("run.json.partial") for p in folder.iterdir()))
+    mine, theirs = config_hash(settings), _note_in(folder)
+    if taken and theirs is None:
         raise FileExistsError(f"{folder} exists and is not a results folder: pass another `out`; nothing is overwritten")
-    else:
+    if theirs is None:
         with replacing(folder / "run.json") as partial:
-            partial.write_text(json.dumps({"hash": mine} | settings, indent=1))
+            theirs = _note_in(folder) or {"hash": mine} | settings  # of several processes, that of the first
+            partial.write_text(json.dumps(theirs, indent=1))
+    if theirs["hash"] != mine:
+        raise FileExistsError(
+            f"{folder} holds the run {theirs['hash']} ({theirs['recipe']['name']}, seed {theirs['seed']}), not this one "
+            f"({mine}): pass another `out`; nothing there is overwritten"
+        )
+    if not (folder / FINISHED).is_file():
+        kept_history(folder / "history.csv")  # what is there will be added to
 
 # %% ../nbs/15_run.ipynb #state-of
 def _state_of(run: str, path: Path, device: torch.device) -> dict | None:

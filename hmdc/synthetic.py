@@ -253,7 +253,7 @@ def _unpacked(syn: "SyntheticSet") -> tuple[torch.Tensor, torch.Tensor]:
 class SyntheticSet:
     """A condensed dataset. Raises: ValueError or TypeError, saying what is wrong with it and what to do.
 
-    images: float in [0,1]: [classes,ipc,3,H,W], whose row is their class; or [N,3,H,W], with targets. classes: names, in
+    images: float in [0,1], kept as float32: [classes,ipc,3,H,W], whose row is their class; or [N,3,H,W], with targets. classes: names, in
     the order of the labels. factor: tiles per side of every stored image, from 1. statistics: of the real train images.
     align_corners: how tiles are upsampled; False: as IDC and IDM do. meta: dataset, recipe, seed, versions. targets: of
     images [N,3,H,W]: labels int64 [N], or soft: probabilities [N,classes]. order: in which tiles are taken: "columns";
@@ -273,6 +273,9 @@ class SyntheticSet:
         check_pixels(self.images)
         check_targets(self.targets, self.images, len(self.classes))
         check_decoding(self.factor, self.order, self.images.shape[-1])
+        for name, values in (("images", self.images), ("targets", self.targets)):  # in the precision that networks have
+            if values is not None and values.is_floating_point():
+                object.__setattr__(self, name, values.float())
     def __repr__(self) -> str:
         return f"SyntheticSet({len(self.classes)} classes, {_counted(self)}, {self.images.shape[-1]} px, factor {self.factor})"
     def __eq__(self, other: object) -> bool:

@@ -81,17 +81,17 @@ def tune(data: ImageData, members: list[Member], path: str | Path, seeds: tuple[
     """
     if data.validation_images is None:
         raise ValueError("tuning needs held-out train images: pass data.holdout(fraction, seed)")
-    path, same = Path(path), ["model", "start", "optimizer", "lr", "weight_decay", "seed", "updates"]
-    curve = _kept_curve(path, [*same, "validation_accuracy"])
+    path, same = Path(path), ["label", "start", "optimizer", "lr", "weight_decay", "seed", "updates"]
+    curve = _kept_curve(path, ["model", *same, "validation_accuracy"])
     for member in members:
         start = start_of(member.build(data.num_classes, data.image_size))
         for rate in candidates(member, start):
             for seed in seeds:
-                asked = (member.model, start, rate.optimizer, rate.lr, rate.weight_decay, seed, updates)
+                asked = (member.label, start, rate.optimizer, rate.lr, rate.weight_decay, seed, updates)
                 if asked in set(curve[same].itertuples(index=False, name=None)):
                     continue
                 found = validation_accuracy(data, member, rate, seed, updates)
-                row = pd.DataFrame([dict(zip(same, asked)) | {"validation_accuracy": round(found, 2), "label": member.label} | provenance()])
+                row = pd.DataFrame([dict(zip(same, asked)) | {"validation_accuracy": round(found, 2), "model": member.model} | provenance()])
                 curve = pd.concat([curve, row], ignore_index=True) if len(curve) else row
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as partial:
