@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from .experiment import Experiment
 from .heads import HEAD
 from .report import AVERAGE
-from .verdicts import differences, smallest_effect
+from .verdicts import differences, holm, smallest_effect
 
 # %% ../nbs/19e_hypotheses.ipynb #hypothesis
 class Hypothesis(NamedTuple):
@@ -90,6 +89,6 @@ def tested(frame: pd.DataFrame, models: list[str], claims: tuple[Hypothesis, ...
     found.insert(0, "hypothesis", [str(claim) for claim in claims])
     found["smallest"] = [s * smallest_effect(n, 2 * LEVEL / len(claims)) / smallest_effect(n) for n, s in zip(ahead["n"], ahead["smallest"])]
     found["p"] = (ahead["p"] / 2).where(ahead["difference"] > 0, 1 - ahead["p"] / 2)
-    found["p_holm"], reverse = (multipletests(p, LEVEL, "holm")[1] for p in (found["p"], 1 - found["p"]))
+    found["p_holm"], reverse = (holm(p) for p in (found["p"], 1 - found["p"]))
     found["verdict"] = [_verdict(*each) for each in zip(found["p_holm"], reverse)]
     return found

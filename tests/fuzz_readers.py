@@ -466,7 +466,7 @@ def weight_cases() -> list[Case]:
 
 
 def read_weights(path: Path) -> object:
-    models._starting_weights.cache_clear()  # of what was read of another file of this name
+    models.read_start.cache_clear()  # of what was read of another file of this name
     return models.create_model(VIT, 2, 32, str(path), **SMALL)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from statsmodels.stats.multitest import multipletests
 
 import hmdc
 from hmdc import hypotheses
@@ -27,7 +26,7 @@ from hmdc.real import Real, Store
 from hmdc.recipes import recipe
 from hmdc.report import AVERAGE, runs, table
 from hmdc.settings import Ages, Experts, Length, Motion, Training
-from hmdc.verdicts import as_text, by_model, differences, verdict_table
+from hmdc.verdicts import as_text, by_model, differences, holm, verdict_table
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"))
@@ -246,6 +245,21 @@ def test_help_explains_what_a_target_asks_for(what):
     assert not unexplained(what)
 
 
+# --- examples
+
+
+def test_readme_examples_run(tmp_path, monkeypatch):
+    """Its blocks of Python one after the other, with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+    fewer = "\n".join(blocks).replace("outer=1)", "outer=1, inner=1)").replace("length=200", "length=2")
+    assert fewer.count("inner=1") == 1 and fewer.count("length=2)") == 2 and "length=200" not in fewer
+    names = {}
+    exec(compile(fewer, README.name, "exec"), names)
+    assert names["recipe"].name == "hmdc_convnext" and len(names["images"]) == len(names["labels"]) == 40
+    assert len(names["frame"]) == 2
+
+
 # --- numbers
 
 
@@ -361,7 +375,7 @@ def test_readme_sums_up_what_else_the_study_asked(path: Path):
     for title, found in average_differences(path).items():
         (least, most), (low, high) = (found[column].agg(["min", "max"]) for column in ("difference", "smallest"))
         apart = found["verdict"].isin(("better", "worse")).sum()
-        over_all = [f"(p {multipletests(found['p'], 0.05, 'holm')[1].min():.3f})"] if apart and ASKED[path.stem.split("-")[1]][0] else []
+        over_all = [f"(p {holm(found['p']).min():.3f})"] if apart and ASKED[path.stem.split("-")[1]][0] else []
         line = f"| {title} | {least:+.2f} to {most:+.2f} | {low:.2f} to {high:.2f} | {apart or 'none'} of {len(found)} |"
         assert_shown(NUMBERS, path, over_all)
         text = README.read_text(encoding="utf-8")
@@ -371,7 +385,7 @@ def test_readme_sums_up_what_else_the_study_asked(path: Path):
 def test_readme_counts_the_differences_that_chance_would_give():
     found = pd.concat([found for path in OF_PARTS for found in average_differences(path).values()])
     found = found.drop_duplicates(["method", "reference", "difference", "low"])  # ten images and ten iterations are the same runs
-    over_all = multipletests(found["p"], 0.05, "holm")[1].min()
+    over_all = holm(found["p"]).min()
     said = f"{(found['p'] < 0.05).sum()} of {len(found)} different comparisons have p < .05 uncorrected; over all of them the least is p {over_all:.2f}"
     assert said in " ".join(README.read_text(encoding="utf-8").split()), said
 
