@@ -217,6 +217,11 @@ def _as_meta(given: object) -> dict:
         raise TypeError(f"meta is {brief(repr(given))}: pass a dict of what is known about the set, or {{}}")
     return given
 
+
+def _single(values: torch.Tensor | None) -> torch.Tensor | None:
+    "Pixels or probabilities in the precision that networks have; labels, or nothing, as they are."
+    return values.float() if values is not None and values.is_floating_point() else values
+
 # %% ../nbs/04_synthetic.ipynb #names-2
 def _as_statistics(given: object) -> Statistics:
     "A `Statistics`, also of a pair (mean, std). Raises: TypeError, ValueError."
@@ -273,9 +278,7 @@ class SyntheticSet:
         check_pixels(self.images)
         check_targets(self.targets, self.images, len(self.classes))
         check_decoding(self.factor, self.order, self.images.shape[-1])
-        for name, values in (("images", self.images), ("targets", self.targets)):  # in the precision that networks have
-            if values is not None and values.is_floating_point():
-                object.__setattr__(self, name, values.float())
+        vars(self).update(images=_single(self.images), targets=_single(self.targets))
     def __repr__(self) -> str:
         return f"SyntheticSet({len(self.classes)} classes, {_counted(self)}, {self.images.shape[-1]} px, factor {self.factor})"
     def __eq__(self, other: object) -> bool:
@@ -315,8 +318,7 @@ class SyntheticSet:
     def grid(self) -> Image.Image:
         "The stored images, a row for each class where they have rows."
         from torchvision.utils import make_grid  # loaded when it is used: it takes as long as torch itself
-        rows = self.images.shape[1] if self.images.ndim == 5 else 10
-        return _picture(make_grid(self.images.flatten(0, -4), nrow=rows, padding=1))
+        return _picture(make_grid(self.images.flatten(0, -4), nrow=self.images.shape[1] if self.images.ndim == 5 else 10, padding=1))
 
 # %% ../nbs/04_synthetic.ipynb #tensor
 def _tensor(what: str, values: object) -> torch.Tensor:
