@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from .options import File, Images, Judge, Output, Preset
+from .options import File, Images, Judge, Output, Preset, Source
 
 # %% ../nbs/23_cli.ipynb #out
 def _say(line: str) -> None:
@@ -48,6 +48,25 @@ def _check_new(path: Path) -> None:
         error.filename = str(path)
         raise
 
+# %% ../nbs/23_cli.ipynb #experts
+def _train_experts(made, data, folder: Path, seed: int, device: str | None) -> None:
+    "The experts that a recipe may follow, which can take hours: what its condensation would refuse is refused before."
+    from hmdc.checks import check_recipe
+    from hmdc.experts import train_experts
+    from hmdc.provenance import check_seed
+    from hmdc.ranks import is_first
+    from hmdc.run import claim, run_settings
+    from hmdc.settings import Experts
+    from hmdc.trial import usable_device
+    if not isinstance(made.length.fresh, Experts):
+        return
+    check_recipe(made, data)
+    check_seed(seed)
+    device = usable_device(device, made.precision)
+    if is_first():
+        claim(folder, run_settings(made, data, seed))
+    train_experts(made, data, device, _say)
+
 # %% ../nbs/23_cli.ipynb #condense-command
 @dataclass(frozen=True)
 class Condense:
@@ -56,6 +75,7 @@ class Condense:
     hmdc condense --dataset digits --recipe hmdc --preset quick -o set.safetensors
 
     Stopped, the same command goes on where it was: what it goes on from is in a folder beside the file, `<file>.run`.
+    mtt and hmdc_trajectories train experts first, kept in runs/experts for all their condensations.
     On four GPUs: torchrun --nproc-per-node 4 -m hmdc condense …
 
     Args:
@@ -63,7 +83,7 @@ class Condense:
         recipe: hmdc, idc, dream, dm, dc, dsa, cafe, idm, mtt, random, kmeans_packed, …; a name that is none of them is answered with all.
         ipc: stored images of each class, 1 or more.
         preset: size of networks and number of steps: minutes on two cores (quick), hours there (laptop), or the paper's on a GPU.
-        weights: scratch, imagenet, or a folder of safetensors, for the members that start from weights.
+        weights: scratch, imagenet, or a folder of safetensors, for the members that start from weights; the preset's, where it is not given.
         seed: whole number from 0; the same seed gives the same images.
         device: cpu, cuda, …; a GPU where there is one, where it is not given.
         json: print what was made as JSON.
@@ -74,20 +94,23 @@ class Condense:
     recipe: str = "hmdc"
     ipc: int = 10
     preset: Preset = "quick"
-    weights: str = "scratch"
+    weights: str | None = None
     seed: int = 0
     device: str | None = None
     json: bool = False
 
     def run(self) -> None:
         _check_new(self.output)
+        from hmdc.parameters import SCALES
         from hmdc.ranks import is_first, joined
         from hmdc.recipes import recipe
         from hmdc.trainer import condense
+        folder = self.output.with_name(f"{self.output.name}.run")
         with joined():
             data = self.images.load()
-            made = recipe(self.recipe, self.ipc, self.preset, self.weights, data.name)
-            syn = condense(made, data, self.output.with_name(f"{self.output.name}.run"), self.seed, self.device)
+            made = recipe(self.recipe, self.ipc, self.preset, self.weights or SCALES[self.preset]["weights"], data.name)
+            _train_experts(made, data, folder, self.seed, self.device)
+            syn = condense(made, data, folder, self.seed, self.device)
             if is_first():
                 syn.save(self.output)
                 told = {"file": str(self.output), "set": repr(syn), "seconds": syn.meta["seconds"]}
@@ -322,8 +345,7 @@ class Table:
     hmdc table --dataset digits --preset quick --methods random kmeans_packed hmdc --seeds 0,1,2x2
 
     Args:
-        dataset: as for `hmdc condense`; the preset's, where it is not given.
-        preset: size and length of everything.
+        preset: size and length of everything, and the dataset, where none is given.
         methods: rows.
         ipc: stored images of each class.
         weights: scratch, imagenet, or a folder; the preset's, where it is not given.
@@ -335,7 +357,7 @@ class Table:
         json: print all results as JSON.
     """
 
-    dataset: str = ""
+    images: Source = field(default_factory=lambda: Source(dataset=""))
     preset: Preset = "quick"
     methods: tuple[str, ...] = ("random", "random_packed", "kmeans_packed", "idc", "dream", "two_models", "hmdc")
     ipc: int = 10
@@ -351,10 +373,36 @@ class Table:
         from hmdc.experiment import Experiment, results, run
         from hmdc.parameters import resolve
         from hmdc.verdicts import as_text
-        experiment = Experiment.of(resolve({n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items() if n != "json"}, ()))
+        given = {name: value for name, value in vars(self).items() if name not in ("images", "methods", "json")}
+        experiment = Experiment.of(resolve(given | vars(self.images) | {"methods": list(self.methods)}, ()))
         run(experiment, _say)
         frame = results(experiment)
         _give(json.loads(frame.to_json(orient="records")), self.json, lambda: as_text(frame, experiment.initial))
+
+# %% ../nbs/23_cli.ipynb #told
+_OPTIONS = {  # how errors name an argument, and how a command does
+    "split=(fraction of test images, seed), e.g. split=(0.2, 0)": "a share of test images, e.g. --split 0.2",
+    "pass image_size": "pass --image-size",
+    "load the dataset with image_size=": "pass --image-size ",
+    "pass factor=": "pass --factor",
+    "pass zca=False": "pass --zca False",
+    "pass dataset=": "pass --dataset",
+    ", or an ImageData": "",
+    "which=": "--which ",
+    "pass anyway=True": "pass --anyway",
+    "pass another `out`": "name another --output",
+    "pass weights='scratch'": "pass --weights scratch",
+    "pass precision='fp32' to the recipe": "name another --recipe",
+    "hmdc.experts.train_experts(recipe, data)": "the same command",
+}
+
+
+def _told(error: Exception) -> str:
+    "What an error says, with options in the place of the library's arguments."
+    said = str(error)
+    for argument, option in _OPTIONS.items():
+        said = said.replace(argument, option)
+    return said
 
 # %% ../nbs/23_cli.ipynb #main
 _COMMANDS = {"condense": Condense, "evaluate": Evaluate, "score": Score, "info": Info, "show": Show, "convert": Convert,
@@ -368,17 +416,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = tyro.cli(Union[commands], prog="hmdc", args=argv, config=(tyro.conf.OmitArgPrefixes,),
                      description="Condense image sets, and judge condensed sets of any origin.")
     try:
-        if not isinstance(asked, Condense) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # As torch.distributed.is_torchelastic_launched, without torch: other launchers and shells set WORLD_SIZE, too.
+        if not isinstance(asked, Condense) and "TORCHELASTIC_RUN_ID" in os.environ:
             raise ValueError("torchrun shares a condensation: start the other commands without it")
         asked.run()
     except _WRONG as error:
-        print(f"hmdc: {error}", file=sys.stderr)
+        print(f"hmdc: {_told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(f"hmdc: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 1
     except Exception as error:
-        print(f"hmdc: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"hmdc: {type(error).__name__}: {_told(error)}", file=sys.stderr)
         return 1
     return 0
 

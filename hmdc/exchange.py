@@ -294,7 +294,7 @@ def _check_whitening(held: Held, path: Path, asked: bool | None, say: Callable) 
         asked = not told[1]
         say(f"zca={asked}: from the file's name")
     if asked is None and held.normalised is None:
-        raise ValueError(f"{path} does not say whether its images are whitened: pass zca=False where they are not (no --zca)")
+        raise ValueError(f"{path} does not say whether its images are whitened: pass zca=False where their code ran without --zca")
     if asked and "images_zca" not in path.name:
         raise ValueError(f"{path} holds whitened images, and not the whitening: give images_zca_*.pt, where MTT's code has "
                          "undone it")
@@ -363,9 +363,10 @@ def read_set(path: str | Path, dataset: str | ImageData | None = None, *, factor
              normalised: bool | None = None, which: int = -1, say: Callable[[str], None] = print) -> SyntheticSet:
     """A condensed set in anyone's file, or in a folder of images; none of its code is run.
 
-    dataset: its name, or the data; None: as the names of file and folders tell. factor: tiles per side, where the file does not
-    say. zca: whether MTT's or KIP's images are whitened. normalised: whether images are; None: as the producer has it. which: of
-    several sets in a file of DC. say: gets a line for all that is not in the file. Raises: FileNotFoundError, ValueError.
+    dataset: its name, or the data; None: as the names of file and folders tell, or the file itself. factor: tiles per side,
+    where the file does not say. zca: whether MTT's or KIP's images are whitened. normalised: whether images are; None: as the
+    producer has it. which: of several sets in a file of DC. say: gets a line for all that is not in the file. Raises:
+    FileNotFoundError, ValueError.
     """
     path, folders = Path(path), None
     if path.is_dir():
@@ -373,8 +374,8 @@ def read_set(path: str | Path, dataset: str | ImageData | None = None, *, factor
     elif not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     elif kind_of_file(path) == "safetensors":
-        if factor is not None or zca is not None or normalised is not None or which != -1:
-            raise ValueError(f"{path} is hmdc's own and says all of itself: leave out factor, zca, normalised and which")
+        if isinstance(dataset, str) or factor is not None or zca is not None or normalised is not None or which != -1:
+            raise ValueError(f"{path} is hmdc's own and says all of itself: leave out the dataset's name, factor, zca, normalised and which")
         return SyntheticSet.load(path)
     else:
         with reading(path, "is damaged, or of no format that is known here"):

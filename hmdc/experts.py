@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from .data import ImageData
 from .lifecycles import expert_files
 from .models import Member, Network
-from .provenance import replacing, stream
+from .provenance import alone, replacing, stream
 from .real import Batches, Pool
 from .settings import Experts, Recipe
 from .trial import usable_device
@@ -59,7 +59,8 @@ def train_experts(recipe: Recipe, data: ImageData, device: str | torch.device | 
     """Train what is missing of the experts that a recipe's students follow (MTT, section 3.1); once for all its runs.
 
     recipe: `length.fresh` is an `Experts`, whose folder keeps them, a safetensors file each: an interrupted training
-    goes on with the next expert. device: None: a GPU where there is one. say: gets a line for every expert.
+    goes on with the next expert; of several processes one trains it, and the others wait. device: None: a GPU where there is
+    one. say: gets a line for every expert.
     """
     if not isinstance(recipe.length.fresh, Experts):
         raise ValueError(f"the recipe {recipe.name} follows no experts: fresh is {recipe.length.fresh!r}, not Experts(…)")
@@ -68,11 +69,16 @@ def train_experts(recipe: Recipe, data: ImageData, device: str | torch.device | 
     for member in recipe.members:
         mine = expert_files(member, recipe, data.fingerprint)
         for i, file in enumerate(mine):
-            if not file.is_file():
+            if file.is_file():
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with alone(file.with_suffix(".lock")):  # another process that wants it waits, and finds it
+                if file.is_file():
+                    continue
                 pool = Pool(data, recipe.real, stream(i, "expert's pool"), device)
                 states = _train_expert(member, data, pool, recipe, i)
                 with replacing(file) as partial:
                     save_file({"trajectory": states}, partial)
-                say(f"{member.label}: expert {i + 1} of {len(mine)}")
+            say(f"{member.label}: expert {i + 1} of {len(mine)}")
         files += mine
     return files

@@ -126,7 +126,7 @@ def read_image(path: str | Path) -> Tensor:
 
 # %% ../nbs/00b_image_files.ipynb #side
 def _side(
-    file: Path,  # the first file
+    file: Path,  # the first that can be read
     image: Tensor,  # [3,h,w], what it holds
     image_size: int | None,
 ) -> int:  # pixels
@@ -137,12 +137,12 @@ def _side(
     return image_size or h
 
 # %% ../nbs/00b_image_files.ipynb #first-readable
-def _first_readable(files: list[Path]) -> Tensor:  # [3,h,w] uint8
-    "The first image that can be read. Raises: OSError, naming every file, where none can."
+def _first_readable(files: list[Path]) -> tuple[Path, Tensor]:  # [3,h,w] uint8
+    "The first file that can be read, and its image. Raises: OSError, naming every file, where none can."
     told = []
     for file in files:
         try:
-            return read_image(file)
+            return file, read_image(file)
         except OSError as error:
             told.append(str(error))
     raise OSError(f"{len(files)} of {len(files)} images cannot be read; repair or remove them:\n" + "\n".join(told))
@@ -159,8 +159,8 @@ def read_images(files: list[Path], image_size: int | None = None, fit: str = "cr
     image_size: pixels; None: the files must all be squares of one size. fit: as for `resize`. room: makes the tensor of a
     shape that is filled. Returns [N,3,H,H] uint8.
     """
-    first = _first_readable(files)
-    side = _side(files[0], first, image_size)
+    file, first = _first_readable(files)
+    side = _side(file, first, image_size)
     images, unreadable = room((len(files), 3, side, side)), {}
 
     def read_some(start: int) -> None:
@@ -171,7 +171,7 @@ def read_images(files: list[Path], image_size: int | None = None, fit: str = "cr
                 unreadable[i] = str(error)
                 continue
             if image_size is None and image.shape != first.shape:
-                raise ValueError(f"images of different sizes: {files[0]} is {side}x{side} and {files[i]} is "
+                raise ValueError(f"images of different sizes: {file} is {side}x{side} and {files[i]} is "
                                  f"{image.shape[2]}x{image.shape[1]} pixels: pass image_size to have all images resized")
             images[i] = resize(image[None], side, fit)[0]
 

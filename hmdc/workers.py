@@ -45,18 +45,18 @@ def in_turn(prepare: Callable[[], object], work: Callable[[object, _Task], Done]
             yield task, error
 
 # %% ../nbs/18d_workers.ipynb #of-process
-_prepared: object  # of a process that does tasks
+_prepared: Callable[[], object]  # of a process that does tasks: makes what they need, once
 
 
 def _begin(prepare: Callable[[], object], parent: int) -> None:
     global _prepared
     end_with_parent(parent)  # which may be gone by now
     torch.set_num_threads(1)
-    _prepared = prepare()
+    _prepared = functools.cache(prepare)  # called by the first task: what it raises here would look like the death of the process
 
 
 def _do(work: Callable, task: object) -> Done:
-    return work(_prepared, task)
+    return work(_prepared(), task)
 
 # %% ../nbs/18d_workers.ipynb #process
 class Process:
@@ -70,7 +70,7 @@ class Process:
         return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (prepare, os.getpid()))
 
     def do(self, work: Callable, task: object) -> Done:
-        "Raises: ChildProcessError where the process dies or is stopped, and whatever the task raises."
+        "Raises: ChildProcessError where the process dies or is stopped, and whatever preparation and task raise."
         try:
             return self.pool.submit(_do, work, task).result()
         except (KeyboardInterrupt, SystemExit) as error:  # of the process: a thread of this one gets no signal

@@ -43,6 +43,7 @@ from hmdc.experts import train_experts
 from hmdc.exports import to_datasets, to_hmdc, to_idc
 from hmdc.figures import save as save_figure
 from hmdc.history import COLUMNS
+from hmdc.image_files import read_images
 from hmdc.lifecycles import expert_files
 from hmdc.md import Distillation
 from hmdc.paradigms import Features
@@ -187,7 +188,7 @@ def write_peers(here: Path) -> None:
 
 def write_runs(here: Path) -> None:
     """Results folders that cannot go on, and one that can."""
-    for name in ("held", "old", "going", *HISTORIES):
+    for name in ("held", "old", "going", "taken.run", *HISTORIES):
         RunFolder(here / name, run_settings(RANDOM if name == "held" else SMOKE, DATA, 0))
     for name, content in HISTORIES.items():
         (here / name / "history.csv").write_bytes(content)
@@ -323,6 +324,7 @@ def full_disk(furniture: Path, folder: Path) -> Iterator[Path]:
 
 NO_ROOM = "No space left on device" if can_mount() else "File too large"
 READ_ONLY = "Read-only file system"
+LINED_UP = [Path("damaged/train/cat/1.png"), Path("shapes/train/cat/0.png"), Path("shapes/train/cat/2.png")]
 
 
 # --- circumstances -----------------------------------------------------------------------------------------------------
@@ -377,6 +379,8 @@ DATA_ROWS = [
      ValueError, "heic: no images in train/cat (an image ends in .avif"),
     ("floating-point pixels", lambda: load_dataset("float"), OSError, "1 of 9 images cannot be read"),
     ("images of two shapes", lambda: load_dataset("shapes"), ValueError, "2.png is 20x16 pixels: pass image_size"),
+    ("images of two shapes, after a damaged one", lambda: read_images(LINED_UP), ValueError,
+     "shapes/train/cat/0.png is 16x16 and shapes/train/cat/2.png is 20x16 pixels"),
     ("a fit that is not served", lambda: load_dataset("whole", fit="stretch"),
      ValueError, "fit must be 'crop' or 'squash', not 'stretch'"),
     ("an array for images", lambda: data(train_images=DATA.train_images.numpy()),
@@ -553,6 +557,8 @@ FILE_ROWS = [
     ("a network's parameters", lambda: read_set("peers/model.pt"), ValueError, "peers/model.pt holds a dictionary of weight"),
     ("a number", lambda: read_set("peers/number.pt"), ValueError, "peers/number.pt holds int"),
     ("three tensors", lambda: read_set("peers/three.pt"), ValueError, "peers/three.pt holds list"),
+    ("our own file, and a dataset", lambda: read_set("digits.safetensors", "mnist"),
+     ValueError, "digits.safetensors is hmdc's own and says all of itself: leave out the dataset's name"),
     ("a folder without classes", lambda: read_set("nothing"),
      ValueError, "nothing holds nothing: a folder of images for each class"),
     ("pictures of another size", lambda: read_set("whole/train", "cifar10"),
@@ -622,6 +628,12 @@ COMMAND_ROWS = [
     (f"hmdc condense -o x --recipe random --seed -1 {SMALL}", 2, "hmdc: seed is -1: it must be a whole number from 0"),
     ("hmdc condense -o x --dataset cats", 2, "hmdc: unknown dataset 'cats'"),
     ("hmdc condense -o x --dataset nothing", 2, "hmdc: nothing holds nothing: expected train/<class>/*"),
+    ("hmdc condense -o x --dataset unsplit", 2, "or <class>/* alone, with a share of test images, e.g. --split 0.2"),
+    ("hmdc condense -o x --dataset shapes", 2, "2.png is 20x16 pixels: pass --image-size to have all images resized"),
+    (f"hmdc condense -o taken {SMALL}", 2, "(hmdc, seed 0), not this one"),
+    (f"hmdc condense -o taken --recipe mtt {SMALL}", 2, "name another --output; nothing there is overwritten"),
+    (f"hmdc condense -o x --recipe mtt --ipc 5000 {SMALL}", 2, "hmdc: ipc 5000 needs 5000 distinct images of every class"),
+    (f"hmdc condense -o x --recipe mtt --seed -1 {SMALL}", 2, "hmdc: seed is -1: it must be a whole number from 0"),
     ("hmdc condense -o x --split 0.2", 2, "hmdc: digits has a test part of its own"),
     ("hmdc condense -o x --image-size 0", 2, "hmdc: image_size must be a positive whole number of pixels"),
     (f"hmdc condense -o x --image-size 7 {SMALL}", 2, "hmdc: factor 2 does not divide the image size 7"),
@@ -632,7 +644,7 @@ COMMAND_ROWS = [
     (f"hmdc evaluate digits.safetensors --models resnet81 {SMALL}", 2, "hmdc: unknown model 'resnet81'; near names: resnet18"),
     (f"hmdc evaluate digits.safetensors --length 0 {SMALL}", 2, "hmdc: updates is 0: it must be at least 1"),
     (f"hmdc evaluate digits.safetensors --seeds {SMALL}", 2, "hmdc: nothing to evaluate: at least one model and one seed"),
-    ("hmdc evaluate digits.safetensors --image-size 8", 2, "hmdc: the condensed images have 16 px, those of digits 8 px"),
+    ("hmdc evaluate digits.safetensors --image-size 8", 2, "hmdc: the condensed images have 16 px, those of digits 8 px: pass --image-size 16"),
     ("hmdc evaluate digits.safetensors --protocol best", 2, "invalid choice 'best' for argument '--protocol'"),
     ("hmdc score", 2, "hmdc: there is no set to score"),
     ("hmdc score digits.safetensors theirs.txt", 2, "hmdc: theirs.txt is none of the formats that are read"),
@@ -649,18 +661,24 @@ COMMAND_ROWS = [
     ("hmdc show digits.safetensors -o x.xyz", 2, "hmdc: x.xyz does not end like a picture"),
     ("hmdc convert peers/notes.txt -o x", 2, "hmdc: peers/notes.txt is none of the formats that are read"),
     ("hmdc convert peers/data.pt -o theirs.txt", 2, "hmdc: theirs.txt exists: name another"),
-    ("hmdc convert peers/data.pt -o x", 2, "hmdc: peers/data.pt does not say how many small images a stored one holds"),
+    ("hmdc convert peers/data.pt -o x", 2, "does not say how many small images a stored one holds: pass --factor, 2 for"),
+    ("hmdc convert peers/data.pt --factor 1 -o x", 2, "hmdc: peers/data.pt does not say which dataset it condenses: pass --dataset, one"),
+    ("hmdc convert digits.safetensors --dataset digits -o x", 2, "says all of itself: leave out the dataset's name, factor, zca"),
     ("hmdc convert peers/data.pt --factor 0 --dataset cifar10 -o x", 2, "hmdc: factor is 0: it must be a whole number from 1 to"),
     ("hmdc convert peers/data.pt --factor 2 --dataset cifar10 -o theirs.txt/x",
      2, "hmdc: [Errno 20] Not a directory: 'theirs.txt/x'"),
     ("hmdc export noise.safetensors -o nothing", 2, "hmdc: nothing exists: name a folder that does not"),
-    ("hmdc export packed.safetensors --to idc -o x", 2, "hmdc: the set takes tiles by columns"),
+    ("hmdc export packed.safetensors --to idc -o x", 2, "pass --anyway to write its images all the same"),
     ("hmdc export noise.safetensors --to zip -o x", 2, "invalid choice 'zip' for argument '--to'"),
     ("hmdc export noise.safetensors -o theirs.txt/x", 2, "hmdc: [Errno 20] Not a directory: 'theirs.txt'"),
     ("hmdc table --methods hmdcc", 2, "hmdc: unknown method 'hmdcc'"),
     ("hmdc table --methods", 2, "hmdc: methods is empty: name at least one"),
     ("hmdc table --seeds x", 2, "hmdc: seeds is 'x': condensations, and how often each is evaluated"),
     ("hmdc table --preset smoke --dataset cats", 2, "hmdc: unknown dataset 'cats'"),
+    ("hmdc table --preset smoke --dataset unsplit", 2, "or <class>/* alone, with a share of test images, e.g. --split 0.2"),
+    ("hmdc table --preset smoke --dataset unsplit --split 20", 2, "must lie between 0 and 1, not 20.0"),
+    ("hmdc table --preset smoke --dataset shapes", 2, "2.png is 20x16 pixels: pass --image-size to have all images resized"),
+    ("hmdc table --preset smoke --dataset shapes --image-size 0", 2, "hmdc: image_size must be a positive whole number of pixels"),
     ("hmdc table --preset smoke --ipc 500 --methods random", 2, "hmdc: ipc 500 needs 500 distinct images of every class"),
 ]
 
@@ -778,6 +796,9 @@ def command(line: str) -> int:
     return main(shlex.split(line)[1:])
 
 
+ARGUMENT = re.compile(r"(pass|with|and|or|leave out) [a-z_]+=|pass [a-z]+_[a-z]+|`out`|hmdc\.\w+\.")  # of the library
+
+
 class Case(NamedTuple):
     area: str
     asked: str
@@ -858,6 +879,8 @@ def test_it_is_refused_and_nothing_is_touched(case: Case, furniture, tmp_path):
     assert case.says in found.message
     assert "\n" not in found.message or "\ncannot read the image" in found.message, "one sentence says it; or one for each image"
     assert not found.output
+    if isinstance(case.error, int):
+        assert not ARGUMENT.search(found.message), "a command is told of its options"
     assert sorted(after) == sorted(before)
     assert [path for path in before if after[path] != before[path]] == []
 

@@ -289,7 +289,7 @@ def test_readme_shows_the_published_results(path: Path):
 
 
 OPTIMISED, MEMBERS = ("dream", "two_models", "hmdc"), ("one_model", "two_models_gbm", "three_models", "four_models")
-ONE_CONVNET = {"two_models": "dream", "hmdc": "dream"}
+PACKED, ONE_CONVNET = ("random_packed", "kmeans_packed"), {"two_models": "dream", "hmdc": "dream"}
 
 
 def of_judges(frame: pd.DataFrame, models: list[str]) -> pd.DataFrame:
@@ -353,6 +353,10 @@ ASKED = {
         "one member to four: with `random_packed`": dict.fromkeys(("kmeans_packed", *MEMBERS), "random_packed"),
         "one member to four: with initial images": dict.fromkeys(MEMBERS, "kmeans_packed"),
         "one member to four: with one member fewer": dict(zip(MEMBERS[1:], MEMBERS))}),
+    "imagenet": ("", {
+        "on features of unseen ImageNet relatives: with `random`": dict.fromkeys((*PACKED, "hmdc", "hmdc_imagenet"), "random"),
+        "there, a member with ImageNet weights: with initial images": {"hmdc_imagenet": "kmeans_packed"},
+        "there, a member with ImageNet weights: with `hmdc`": {"hmdc_imagenet": "hmdc"}}),
 }
 OF_PARTS = sorted(path for part in ASKED for path in PUBLISHED.glob(f"study-{part}-*.csv"))
 
@@ -411,7 +415,7 @@ def test_the_page_of_numbers_shows_how_it_grows(path: Path):
     assert_shown(NUMBERS, path, [*lines, f"({path.stem}.png)", f"({path.stem}.txt)"])
 
 
-@each([path for path in OF_PARTS if "-members-" in path.name])
+@each([path for path in OF_PARTS if path.stem.split("-")[1] in ("members", "imagenet")])
 def test_the_page_of_numbers_shows_what_is_compared(path: Path):
     """Accuracies on unseen models, and verdicts; the text beside them says the same."""
     frame, (_, questions) = published(path), ASKED[path.stem.split("-")[1]]

@@ -39,11 +39,11 @@ with joined():
 """
 
 
-def torchrun(n: int, *asked: str | Path) -> subprocess.Popen:
+def torchrun(n: int, *asked: str | Path, **more) -> subprocess.Popen:
     """Start n processes; they find what this file's tests find."""
     paths = [str(path) for path in (Path(__file__).parent, Path(__file__).parent.parent)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.Popen([*TORCHRUN, str(n), *map(str, asked)], env=environment)
+    return subprocess.Popen([*TORCHRUN, str(n), *map(str, asked)], env=environment, **more)
 
 
 def images(path: Path) -> torch.Tensor:
@@ -54,6 +54,17 @@ def test_the_command_gives_the_same_images_with_one_two_and_three_processes(tmp_
     for n in (1, 2, 3):
         assert torchrun(n, *CONDENSE, tmp_path / f"{n}.safetensors").wait(600) == 0
         torch.testing.assert_close(images(tmp_path / f"{n}.safetensors"), images(tmp_path / "1.safetensors"), rtol=0, atol=1e-5)
+
+
+def test_of_several_processes_one_trains_an_expert(tmp_path, monkeypatch):
+    asked = " ".join(CONDENSE).replace("--recipe hmdc", "--recipe mtt").split()
+    for n in (1, 2):
+        (tmp_path / f"{n}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{n}")  # below which experts are kept
+        job = torchrun(n, *asked, "set.safetensors", stderr=subprocess.PIPE)
+        told = job.communicate(timeout=600)[1].decode()
+        assert job.returncode == 0 and told.count("expert 1 of 1") == 1, told
+    torch.testing.assert_close(images(tmp_path / "2/set.safetensors"), images(tmp_path / "1/set.safetensors"), rtol=0, atol=1e-5)
 
 
 def longer(n: int, folder: Path) -> subprocess.Popen:
