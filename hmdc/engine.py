@@ -175,7 +175,8 @@ class Batched(Loop):
     def in_one(self, which: Sequence[int], real: list, synthetic: list, weights: list) -> tuple[list, list]:
         "As `classes`, whose batches are of one size."
         sides = [[torch.stack(part) for part in zip(*(labelled(images, [c]) for c in which))] for images in (real, synthetic)]
-        self.depends = self.depends or dependence(self.networks, self.by_class, labelled(real, [0]))
+        if self.depends is None:
+            self.depends = dependence(self.networks, self.by_class, labelled(real, [0]))
         theta = [values_of(m, self.dtype) for m in self.tapped]
         sides += [] if weights[0] is None else [torch.stack([weights[c] for c in which])]
         part = lambda side, at: side[at] if isinstance(side, torch.Tensor) else tuple(x[at] for x in side)  # noqa: E731

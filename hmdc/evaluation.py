@@ -17,7 +17,7 @@ from torch import nn
 
 from .augment import training_batch
 from .data import ImageData, Statistics, check_data
-from .fast_cpu import quicken
+from .fast_cpu import plain, quicken
 from .models import Member, Network, as_member
 from .progress import bar
 from .protocols import Protocol, protocol_named, steps_and_looks, steps_of, tuned
@@ -125,7 +125,7 @@ def train(syn: SyntheticSet, model: str | Member, seed: int = 0, protocol: str =
         for _ in training_updates(network, syn, rule, rule.optimizer(member, network), generator):
             pass
     _check_finite(network, member, seed)
-    return network.eval()
+    return plain(network.eval())
 
 # %% ../nbs/17_evaluation.ipynb #evaluate-one
 def _look(network: Network, data: ImageData, statistics: Statistics) -> tuple[float, float]:
@@ -213,8 +213,9 @@ def evaluate(
     "imagenet", a folder or a file. length: of training, in the protocol's unit (updates or epochs); None: its own.
     device: None: a GPU where there is one. progress: show a bar. Raises: ValueError, FileNotFoundError, OSError.
     """
-    rule, members = protocol_named(protocol, length), [as_member(each, weights) for each in listed("models", models)]
-    check_evaluate(syn, data, members, listed("seeds", seeds), rule)
+    rule, seeds = protocol_named(protocol, length), listed("seeds", seeds)
+    members = [as_member(each, weights) for each in listed("models", models)]
+    check_evaluate(syn, data, members, seeds, rule)
     device = usable_device(device)
     runs = [(member, seed) for member in members for seed in seeds]
     return pd.DataFrame(

@@ -16,7 +16,7 @@ import torch
 
 from .augment import STRATEGIES
 from .models import Member, Network
-from .provenance import check_settings, checked
+from .provenance import check_settings, checked, one_of
 from .rates import Rate, rate_of
 
 # %% ../nbs/16d_protocols.ipynb #constant
@@ -73,11 +73,11 @@ class Protocol:
     updates: int | None = checked(None, least=1)
     epochs: int | None = checked(None, least=1)
     batch: int = checked(64, least=1)
-    mode: str = "train"
+    mode: str = one_of("train", "eval")
     optimizer: Callable = tuned
     rate: Callable = warm_up_cosine
     best_test: bool = False
-    augment: str = "idc_evaluation"
+    augment: str = one_of("idc_evaluation", *(name for name in STRATEGIES if name != "idc_evaluation"))
     flips_digits: bool = False
     cutmix: float = checked(0.5, least=0, most=1)
     mixed_cutout: bool = False

@@ -18,7 +18,7 @@ from .data import ImageData
 from .evaluation import check_evaluate, evaluate, listed
 from .models import Member, as_member
 from .protocols import Protocol, protocol_named
-from .provenance import stream
+from .provenance import check_seed, stream
 from .recipes import recipe_from
 from .report import AVERAGE, table
 from .synthetic import SyntheticSet
@@ -75,12 +75,12 @@ def _stored(syn: SyntheticSet, data: ImageData) -> list[int]:
 
 def real_like(syn: SyntheticSet, data: ImageData, seed: int) -> SyntheticSet:
     "Real train images, drawn anew by seed: as many of each class as a set stores. Raises: ValueError where there are too few."
-    drawn, labels, generator = [], [], stream(seed, "random at equal storage")
+    drawn, generator = [], stream(seed, "random at equal storage")
     for label, count in enumerate(_stored(syn, data)):
-        images = data.by_class(label)
-        drawn.append(images[torch.randperm(len(images), generator=generator)[:count]])
-        labels += [label] * count
-    return SyntheticSet.of(torch.cat(drawn), labels, data.statistics, data.classes, meta={"dataset": data.name})
+        places = (data.train_labels == label).nonzero().flatten()
+        drawn.append(places[torch.randperm(len(places), generator=generator)[:count]])
+    places = torch.cat(drawn)
+    return SyntheticSet.of(data.train_images[places], data.train_labels[places], data.statistics, data.classes, meta={"dataset": data.name})
 
 # %% ../nbs/21_scores.ipynb #initial-of
 def _starts_here(syn: SyntheticSet, data: ImageData) -> bool:
@@ -95,7 +95,9 @@ def initial_of(syn: SyntheticSet, data: ImageData) -> SyntheticSet | None:
     made = recipe_from(syn.meta["recipe"])
     if not made.length.outer:
         return None
-    return condense(made.replace(outer=0, fresh="outer"), data, seed=syn.meta["seed"], device="cpu", progress=False)
+    # Images to start from are chosen without the members; whose weights need not be here.
+    start = made.replace(outer=0, fresh="outer", members=(), targets=(), precision="fp32")
+    return condense(start, data, seed=syn.meta["seed"], device="cpu", progress=False)
 
 # %% ../nbs/21_scores.ipynb #entrants
 def _methods(sets: Mapping[str, SyntheticSet]) -> dict[str, str]:
@@ -142,6 +144,7 @@ def _check_sets(sets: Mapping[str, SyntheticSet], data: ImageData, members: list
         _stored(syn, data)
         if _starts_here(syn, data):
             recipe_from(syn.meta["recipe"])
+            check_seed(syn.meta.get("seed"))
     methods, seen = _methods(sets), {}
     for name, syn in sets.items():
         made = methods[name], syn.meta.get("seed")
@@ -157,8 +160,9 @@ def score(sets: Mapping[str, SyntheticSet], data: ImageData, models: list[str | 
     sets: by name. models, seeds (evaluations of every set), protocol, weights, length, device: as for `evaluate`. What comes
     back is what `report.table`, `verdicts.differences` and `score_table` take. Raises: ValueError, TypeError, OSError.
     """
-    members, rule = [as_member(each, weights) for each in listed("models", models)], protocol_named(protocol, length)
-    _check_sets(sets, data, members, listed("seeds", seeds), rule)
+    members, seeds = [as_member(each, weights) for each in listed("models", models)], listed("seeds", seeds)
+    rule = protocol_named(protocol, length)
+    _check_sets(sets, data, members, seeds, rule)
     rows = []
     for method, condensation, syn in entrants(sets, data):
         found = evaluate(syn, data, members, seeds, protocol, weights, length, device, progress=False)
@@ -182,8 +186,7 @@ def _gain(found: pd.DataFrame, method: str) -> str:
 
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     "Of `score`: accuracy by model, average, and its gains over real images and over the start, with 95 % interval and verdict."
-    cells, of_start = table(frame), {}
-    beside = frame.groupby("method")["beside"].first()
+    cells, beside = table(frame), frame.groupby("method")["beside"].first()
     random = {m: beside[m] for m in cells.index if not m.startswith(("random, ", "start of "))}
     of_start = {m: f"start of {m}" for m in cells.index if f"start of {m}" in cells.index}
     for title, against in (("over random", random), ("over its start", of_start)):
@@ -200,22 +203,24 @@ def _hard(syn: SyntheticSet) -> SyntheticSet:
 # %% ../nbs/21_scores.ipynb #robust-scores-2
 def robust_scores(sets: Mapping[str, SyntheticSet], data: ImageData, models: list[str | Member], seed: int = 0,
                   weights: str = "scratch", length: int | None = None, full_updates: int = 1000,
-                  device: str = "cpu") -> pd.DataFrame:
-    """Both robust scores of every set, a mean over models, with the accuracies behind them as shares in [0,1].
+                  device: str | torch.device | None = None) -> pd.DataFrame:
+    """Both robust scores of every set and model, with the accuracies behind them as shares in [0,1].
 
-    length: updates of protocol `corrected`. full_updates: of a network on all the data. Raises: ValueError, OSError.
+    length: updates of protocol `corrected`. full_updates: of a network on all the data. device: None: a GPU where there is one.
+    Raises: ValueError, OSError.
     """
     members, rows, device = [as_member(each, weights) for each in listed("models", models)], [], str(usable_device(device))
     _check_sets(sets, data, members, [seed], protocol_named("corrected", length))
     share = lambda syn, member, protocol: evaluate(syn, data, [member], [seed], protocol, weights, length, device, False).accuracy[0] / 100  # noqa: E731
+    both = lambda syn, member: [share(syn, member, protocol) for protocol in ("corrected", "plain")]  # noqa: E731
+    drawn = {_beside(syn, data): real_like(syn, data, seed) for syn in sets.values()}
     for member in members:
         whole = full_data_accuracy(data, member, full_updates, device) / 100
+        of_random = {beside: both(random, member) for beside, random in drawn.items()}
         for name, syn in sets.items():
-            random = real_like(syn, data, seed)
-            found = {"set": share(syn, member, "corrected"),
-                     "random": share(random, member, "corrected"), "set, plain": share(syn, member, "plain"), "random, plain": share(random, member, "plain")}
-            found["set, hard labels"] = found["set"] if (hard := _hard(syn)) is syn else share(hard, member, "corrected")
-            own, aug = found["set"], (found["set"], found["random"], found["set, plain"], found["random, plain"])
-            scores = {"label-robust": label_robust(whole, found["set, hard labels"], found["random"], own), "augmentation-robust": augmentation_robust(*aug)}
+            (own, plain), (random, random_plain) = both(syn, member), of_random[_beside(syn, data)]
+            hard = own if _hard(syn) is syn else share(_hard(syn), member, "corrected")
+            scores = {"label-robust": label_robust(whole, hard, random, own), "augmentation-robust": augmentation_robust(own, random, plain, random_plain)}
+            found = {"set": own, "random": random, "set, plain": plain, "random, plain": random_plain, "set, hard labels": hard}
             rows.append({"set": name, "model": member.label} | scores | {"all data": whole} | found)
     return pd.DataFrame(rows)
