@@ -6,8 +6,10 @@
 __all__ = ['Condense', 'Evaluate', 'Score', 'header', 'Info', 'Show', 'Convert', 'Export', 'Table', 'main', 'program']
 
 # %% ../nbs/23_cli.ipynb #imports
+import dataclasses
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -380,28 +382,35 @@ class Table:
         _give(json.loads(frame.to_json(orient="records")), self.json, lambda: as_text(frame, experiment.initial))
 
 # %% ../nbs/23_cli.ipynb #told
-_OPTIONS = {  # how errors name an argument, and how a command does
-    "split=(fraction of test images, seed), e.g. split=(0.2, 0)": "a share of test images, e.g. --split 0.2",
-    "pass image_size": "pass --image-size",
-    "load the dataset with image_size=": "pass --image-size ",
-    "pass factor=": "pass --factor",
-    "pass zca=False": "pass --zca False",
-    "pass dataset=": "pass --dataset",
-    ", or an ImageData": "",
-    "which=": "--which ",
-    "pass anyway=True": "pass --anyway",
-    "pass another `out`": "name another --output",
-    "pass weights='scratch'": "pass --weights scratch",
-    "pass precision='fp32' to the recipe": "name another --recipe",
-    "hmdc.experts.train_experts(recipe, data)": "the same command",
+_CONVERTED = "hmdc convert it first, with"
+_OPTIONS = {  # how errors name an argument -> how a command does that has the option, the first that it has
+    "split=(fraction of test images, seed), e.g. split=(0.2, 0)": ("a share of test images, e.g. --split 0.2",),
+    "as image_size does": ("as --image-size does",),
+    "load the dataset with image_size=": ("pass --image-size ",),
+    "pass factor=": ("pass --factor", f"{_CONVERTED} --factor"),
+    "pass zca=False": ("pass --zca False", f"{_CONVERTED} --zca False"),
+    "pass dataset=": ("pass --dataset",),
+    ", or an ImageData": ("",),
+    "which=": ("--which ",),
+    "pass anyway=True": ("pass --anyway",),
+    "pass another `out`": ("name another --output", "name another --out-dir"),
+    "pass weights='scratch'": ("pass --weights scratch",),
+    "pass precision='fp32' to the recipe": ("name another --recipe", "leave out the method"),
+    "hmdc.experts.train_experts(recipe, data)": ("the same command",),
 }
 
 
-def _told(error: Exception) -> str:
-    "What an error says, with options in the place of the library's arguments."
+def _has(command: object, option: str) -> bool:
+    "Whether a command, or a group of its options, has a field for all that is named in a text."
+    fields = {name for group in (command, *vars(command).values()) if dataclasses.is_dataclass(group) for name in vars(group)}
+    return _CONVERTED in option or {name.replace("-", "_") for name in re.findall(r"--([a-z-]+)", option)} <= fields
+
+
+def _told(error: Exception, command: object) -> str:
+    "What an error says, with the options of a command in the place of the library's arguments."
     said = str(error)
-    for argument, option in _OPTIONS.items():
-        said = said.replace(argument, option)
+    for argument, options in _OPTIONS.items():
+        said = said.replace(argument, next((option for option in options if _has(command, option)), argument))
     return said
 
 # %% ../nbs/23_cli.ipynb #main
@@ -421,13 +430,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("torchrun shares a condensation: start the other commands without it")
         asked.run()
     except _WRONG as error:
-        print(f"hmdc: {_told(error)}", file=sys.stderr)
+        print(f"hmdc: {_told(error, asked)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(f"hmdc: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 1
     except Exception as error:
-        print(f"hmdc: {type(error).__name__}: {_told(error)}", file=sys.stderr)
+        print(f"hmdc: {type(error).__name__}: {_told(error, asked)}", file=sys.stderr)
         return 1
     return 0
 

@@ -133,7 +133,7 @@ def _side(
     "The side of the images to come. Raises: ValueError where none was asked for and the first is not a square."
     h, w = image.shape[1:]
     if not image_size and h != w:
-        raise ValueError(f"{file} is {w}x{h} pixels, not square: pass image_size to have all images resized")
+        raise ValueError(f"{file} is {w}x{h} pixels, not square: bring all to squares of one size, as image_size does with a dataset's")
     return image_size or h
 
 # %% ../nbs/00b_image_files.ipynb #first-readable
@@ -172,7 +172,7 @@ def read_images(files: list[Path], image_size: int | None = None, fit: str = "cr
                 continue
             if image_size is None and image.shape != first.shape:
                 raise ValueError(f"images of different sizes: {file} is {side}x{side} and {files[i]} is "
-                                 f"{image.shape[2]}x{image.shape[1]} pixels: pass image_size to have all images resized")
+                                 f"{image.shape[2]}x{image.shape[1]} pixels: bring all to squares of one size, as image_size does with a dataset's")
             images[i] = resize(image[None], side, fit)[0]
 
     with ThreadPoolExecutor(1 if first.numel() < 3 * 64 * 64 else min(8, os.cpu_count() or 1)) as pool:

@@ -60,7 +60,8 @@ def _weights_file(name: str, weights: str) -> Path:
         return path
     if not path.is_dir():
         raise FileNotFoundError(
-            f"weights {weights!r}: no such folder or file; 'scratch', 'imagenet', a folder or a file are served"
+            f"weights {weights!r}: no such folder or file; 'scratch', 'imagenet', a folder or a file are served, and on a clone "
+            "`make standins` makes data/standins"
         )
     found = weights_files(path, name)
     if not found:
@@ -191,7 +192,7 @@ def starting_weights(name: str, weights: str, kwargs: tuple) -> _Start:
     return read_start(name, weights, kwargs, _file_now(name, weights))
 
 
-@lru_cache(maxsize=None)
+@lru_cache(maxsize=16)
 def read_start(name: str, weights: str, kwargs: tuple, file: tuple[Path, int, int] | None) -> _Start:
     "The same, for a file as it is now: path, size, time."
     truth = check_weights(name, weights)

@@ -74,10 +74,9 @@ class Judge:
     def robust(self) -> dict:
         "Arguments of `robust_scores`, whose trainings are those of `corrected`."
         from hmdc.parameters import SCALES, evaluation_length
-        from hmdc.trial import usable_device
         length = self.length if self.protocol in ("corrected", "plain") else None
         return {"length": length or evaluation_length(self.preset, "corrected"), "full_updates": SCALES[self.preset]["full_updates"],
-                "device": str(usable_device(self.device))}
+                "device": self.device}
 
     def asked(self) -> dict:
         "Arguments of `evaluate` and `score`."

@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import typing
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import NoneType, UnionType
@@ -140,6 +140,18 @@ def alone(path: Path, seconds: float = -1):
                 with suppress(OSError):  # while it is held: whoever waits for a file that is gone makes a new one
                     path.unlink()
 
+
+@contextmanager
+def _alone_where_disks_lock(path: Path):
+    "The same; on a disk that knows no locks, as some of clusters are, without waiting."
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone(path))
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        yield
+
 # %% ../nbs/00_provenance.ipynb #settle
 def _make_folder(folder: Path) -> list[Path]:
     "Make a folder where it is not there. Returns what was made, the innermost first. Raises: OSError."
@@ -178,7 +190,7 @@ def replacing(path: str | Path):
     partial, made = path.with_name(f"{path.name}.partial"), _make_folder(path.parent)
     lock = partial.with_name(f"{partial.name}.lock")
     try:
-        with alone(lock):
+        with _alone_where_disks_lock(lock):
             _remove(partial)  # of a process that was killed
             try:
                 yield partial

@@ -77,21 +77,26 @@ def tune(data: ImageData, members: list[Member], path: str | Path, seeds: tuple[
          say: Callable[[str], None] = print) -> pd.DataFrame:
     """Fill the curve at `path`, a csv, with what it lacks: a row per network, rate and seed. Returns it.
 
-    data: with held-out images (`ImageData.holdout`). Raises: ValueError where it has none, or the file is something else.
+    data: with held-out images (`ImageData.holdout`). Raises: ValueError where it has none, or the file is something else, or of a
+    model with other arguments.
     """
     if data.validation_images is None:
         raise ValueError("tuning needs held-out train images: pass data.holdout(fraction, seed)")
-    path, same = Path(path), ["label", "start", "optimizer", "lr", "weight_decay", "seed", "updates"]
-    curve = _kept_curve(path, ["model", *same, "validation_accuracy"])
+    path, same = Path(path), ["model", "start", "optimizer", "lr", "weight_decay", "seed", "updates"]
+    curve = _kept_curve(path, [*same, "label", "validation_accuracy"])
+    labels = dict(zip(curve["model"], curve["label"]))
+    for member in members:
+        if (held := labels.setdefault(member.model, member.label)) != member.label:
+            raise ValueError(f"{path} has the rates of {held}, not of {member.label}: name another file")
     for member in members:
         start = start_of(member.build(data.num_classes, data.image_size))
         for rate in candidates(member, start):
             for seed in seeds:
-                asked = (member.label, start, rate.optimizer, rate.lr, rate.weight_decay, seed, updates)
+                asked = (member.model, start, rate.optimizer, rate.lr, rate.weight_decay, seed, updates)
                 if asked in set(curve[same].itertuples(index=False, name=None)):
                     continue
                 found = validation_accuracy(data, member, rate, seed, updates)
-                row = pd.DataFrame([dict(zip(same, asked)) | {"validation_accuracy": round(found, 2), "model": member.model} | provenance()])
+                row = pd.DataFrame([dict(zip(same, asked)) | {"validation_accuracy": round(found, 2), "label": member.label} | provenance()])
                 curve = pd.concat([curve, row], ignore_index=True) if len(curve) else row
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as partial:

@@ -50,11 +50,13 @@ def holm(p: pd.Series) -> np.ndarray:
 
     p: in any order, which is kept.
     """
-    gc.freeze()  # statsmodels collects garbage at every call, half a second where many objects live
+    if thaws := not gc.get_freeze_count():  # statsmodels collects garbage at every call, half a second where many objects live
+        gc.freeze()
     try:
         return np.where(p.isna(), np.nan, multipletests(p.astype(float).fillna(1), LEVEL, "holm")[1])
     finally:
-        gc.unfreeze()
+        if thaws:
+            gc.unfreeze()
 
 # %% ../nbs/18c_verdicts.ipynb #differences
 def differences(frame: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame:

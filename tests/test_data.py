@@ -101,7 +101,7 @@ def test_links_and_subfolders_are_followed_and_hidden_ones_passed_over(tmp_path)
 def test_sizes_that_differ_ask_for_image_size(tmp_path):
     root = make_folder(tmp_path / "set", {"a": 3, "b": 3})
     Image.new("RGB", (20, 10)).save(root / "test" / "b" / "wide.png")
-    with pytest.raises(ValueError, match=r"000\.png is 16x16 and .*wide\.png is 20x10 pixels: pass image_size"):
+    with pytest.raises(ValueError, match=r"000\.png is 16x16 and .*wide\.png is 20x10 pixels: bring all to squares of one size, as image_size does"):
         load_dataset(root)
     data = load_dataset(root, image_size=8)
     assert data.image_size == 8 and data.test_images.shape == (5, 3, 8, 8)
@@ -111,7 +111,7 @@ def test_images_that_are_not_square_ask_for_image_size(tmp_path):
     root = make_folder(tmp_path / "set", {"a": 1, "b": 1})
     for file in root.rglob("*.png"):
         Image.new("RGB", (20, 10)).save(file)
-    with pytest.raises(ValueError, match="is 20x10 pixels, not square: pass image_size"):
+    with pytest.raises(ValueError, match="is 20x10 pixels, not square: bring all to squares of one size"):
         load_dataset(root)
     assert load_dataset(root, image_size=12).train_images.shape == (2, 3, 12, 12)
 

@@ -149,7 +149,7 @@ def test_a_notebook_takes_what_its_errors_ask_for(tmp_path):
     asked = {"preset": "smoke", "dataset": str(tmp_path / "my_photos"), "methods": "hmdc", "ipc": 1, "out_dir": str(tmp_path)}
     with pytest.raises(FileNotFoundError, match=r"split=\(fraction of test images, seed\)"):
         Experiment.of(resolve(asked, ()))
-    with pytest.raises(ValueError, match="not square: pass image_size"):
+    with pytest.raises(ValueError, match="not square: bring all to squares of one size"):
         Experiment.of(resolve(asked | {"split": 0.25}, ()))
     experiment = Experiment.of(resolve(asked | {"split": 0.25, "image_size": "16"}, ()))
     assert experiment.data.image_size == 16 and len(experiment.data.test_labels) == 6 and experiment.data.class_sizes == [9, 9]

@@ -378,7 +378,8 @@ DATA_ROWS = [
     ("images that are not read, of one class", lambda: load_dataset("heic"),
      ValueError, "heic: no images in train/cat (an image ends in .avif"),
     ("floating-point pixels", lambda: load_dataset("float"), OSError, "1 of 9 images cannot be read"),
-    ("images of two shapes", lambda: load_dataset("shapes"), ValueError, "2.png is 20x16 pixels: pass image_size"),
+    ("images of two shapes", lambda: load_dataset("shapes"), ValueError,
+     "2.png is 20x16 pixels: bring all to squares of one size, as image_size does"),
     ("images of two shapes, after a damaged one", lambda: read_images(LINED_UP), ValueError,
      "shapes/train/cat/0.png is 16x16 and shapes/train/cat/2.png is 20x16 pixels"),
     ("a fit that is not served", lambda: load_dataset("whole", fit="stretch"),
@@ -629,7 +630,7 @@ COMMAND_ROWS = [
     ("hmdc condense -o x --dataset cats", 2, "hmdc: unknown dataset 'cats'"),
     ("hmdc condense -o x --dataset nothing", 2, "hmdc: nothing holds nothing: expected train/<class>/*"),
     ("hmdc condense -o x --dataset unsplit", 2, "or <class>/* alone, with a share of test images, e.g. --split 0.2"),
-    ("hmdc condense -o x --dataset shapes", 2, "2.png is 20x16 pixels: pass --image-size to have all images resized"),
+    ("hmdc condense -o x --dataset shapes", 2, "2.png is 20x16 pixels: bring all to squares of one size, as --image-size does"),
     (f"hmdc condense -o taken {SMALL}", 2, "(hmdc, seed 0), not this one"),
     (f"hmdc condense -o taken --recipe mtt {SMALL}", 2, "name another --output; nothing there is overwritten"),
     (f"hmdc condense -o x --recipe mtt --ipc 5000 {SMALL}", 2, "hmdc: ipc 5000 needs 5000 distinct images of every class"),
@@ -661,6 +662,8 @@ COMMAND_ROWS = [
     ("hmdc show digits.safetensors -o x.xyz", 2, "hmdc: x.xyz does not end like a picture"),
     ("hmdc convert peers/notes.txt -o x", 2, "hmdc: peers/notes.txt is none of the formats that are read"),
     ("hmdc convert peers/data.pt -o theirs.txt", 2, "hmdc: theirs.txt exists: name another"),
+    ("hmdc evaluate peers/data.pt --dataset digits", 2, "hmdc convert it first, with --factor, 2 for"),
+    ("hmdc convert shapes/train -o x --dataset digits", 2, "bring all to squares of one size, as image_size does with a dataset's"),
     ("hmdc convert peers/data.pt -o x", 2, "does not say how many small images a stored one holds: pass --factor, 2 for"),
     ("hmdc convert peers/data.pt --factor 1 -o x", 2, "hmdc: peers/data.pt does not say which dataset it condenses: pass --dataset, one"),
     ("hmdc convert digits.safetensors --dataset digits -o x", 2, "says all of itself: leave out the dataset's name, factor, zca"),
@@ -677,7 +680,7 @@ COMMAND_ROWS = [
     ("hmdc table --preset smoke --dataset cats", 2, "hmdc: unknown dataset 'cats'"),
     ("hmdc table --preset smoke --dataset unsplit", 2, "or <class>/* alone, with a share of test images, e.g. --split 0.2"),
     ("hmdc table --preset smoke --dataset unsplit --split 20", 2, "must lie between 0 and 1, not 20.0"),
-    ("hmdc table --preset smoke --dataset shapes", 2, "2.png is 20x16 pixels: pass --image-size to have all images resized"),
+    ("hmdc table --preset smoke --dataset shapes", 2, "2.png is 20x16 pixels: bring all to squares of one size, as --image-size does"),
     ("hmdc table --preset smoke --dataset shapes --image-size 0", 2, "hmdc: image_size must be a positive whole number of pixels"),
     ("hmdc table --preset smoke --ipc 500 --methods random", 2, "hmdc: ipc 500 needs 500 distinct images of every class"),
 ]
@@ -796,6 +799,14 @@ def command(line: str) -> int:
     return main(shlex.split(line)[1:])
 
 
+@functools.cache
+def help_of(name: str) -> str:
+    """What `hmdc <name> --help` says; of no command, what `hmdc --help` does."""
+    with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as said:
+        main([name, "--help"])
+    return said.getvalue()
+
+
 ARGUMENT = re.compile(r"(pass|with|and|or|leave out) [a-z_]+=|pass [a-z]+_[a-z]+|`out`|hmdc\.\w+\.")  # of the library
 
 
@@ -881,6 +892,10 @@ def test_it_is_refused_and_nothing_is_touched(case: Case, furniture, tmp_path):
     assert not found.output
     if isinstance(case.error, int):
         assert not ARGUMENT.search(found.message), "a command is told of its options"
+    if isinstance(case.error, int) and found.message.startswith("hmdc: "):  # ours, and not the parser's
+        asked = "convert" if "hmdc convert it first" in found.message else case.asked.split()[1]
+        options = re.findall(r"(?:pass|another|first, with|e\.g\.|as) (--[a-z-]+)", found.message)
+        assert all(option in help_of(asked) for option in options), "it has what it is told to use"
     assert sorted(after) == sorted(before)
     assert [path for path in before if after[path] != before[path]] == []
 
