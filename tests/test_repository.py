@@ -425,7 +425,7 @@ def test_the_page_of_numbers_shows_what_is_compared(path: Path):
     compared = [verdict_table(frame, asked) for asked in questions.values()]
     assert path.with_suffix(".txt").read_text(encoding="utf-8") == "\n\n".join(each.to_string() for each in (table(frame), *compared)) + "\n"
     lines = table_lines("row", table(frame).rename(columns={"Average": "unseen, average"})) + table_lines("comparison", pd.concat(compared))
-    assert_shown(NUMBERS, path, [*lines, f"({path.stem}.txt)"])
+    assert_shown(NUMBERS, path, [*lines, f"({path.stem}.png)", f"({path.stem}.txt)"])
 
 
 # What a notebook compares all rows with, and whether it also compares each with its own initial images.
