@@ -62,7 +62,7 @@ def try_recipe(recipe: Recipe, data: ImageData) -> None:
     ensemble.restart(generator)
     labels = torch.arange(data.num_classes).repeat_interleave(2)
     # The first and the last image of every class, and their mirror images beside them.
-    places = torch.cat([(data.train_labels == c).nonzero().flatten()[[0, -1]] for c in range(data.num_classes)])
+    places = torch.cat([data.indices(c)[[0, -1]] for c in range(data.num_classes)])
     real = data.statistics.normalise(data.train_images[places])
     for target in (target for wish in recipe.targets for target in wish.bind(ensemble)):
         seen = slice(2 if target.scope == "class" else None)

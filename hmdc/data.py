@@ -197,9 +197,13 @@ class ImageData:
         counts = ", ".join(f"{len(labels):,} {part}" for part, (_, labels) in self.parts.items())
         return f"ImageData({self.name!r}: {self.num_classes} classes, {counts} images of {self.image_size} px)"
 
+    def indices(self, c: int) -> Tensor:
+        "Where the train images of class `c` stand: [N_c] int64, ascending."
+        return (self.train_labels == range(self.num_classes)[c]).nonzero().flatten()
+
     def by_class(self, c: int) -> Tensor:
         "The train images of class `c`: [N_c,3,H,H] uint8."
-        return self.train_images[self.train_labels == range(self.num_classes)[c]]
+        return self.train_images[self.indices(c)]
 
     def holdout(self, fraction: float, seed: int) -> "ImageData":
         "The same set with `fraction` of each class's train images, chosen by `seed`, set apart for validation."

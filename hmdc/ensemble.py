@@ -72,7 +72,7 @@ def ssd_step(ssd: SpatialSemanticDecomposition, optimizer: torch.optim.Optimizer
 def norm_images(data: ImageData, per_class: int = 16, most: int = 256) -> torch.Tensor:
     "The first real images of every class, normalised: the batch that sets the statistics of batch norms (DC)."
     per_class = max(1, min(per_class, most // data.num_classes))
-    indices = [(data.train_labels == c).nonzero().flatten()[:per_class] for c in range(data.num_classes)]
+    indices = [data.indices(c)[:per_class] for c in range(data.num_classes)]
     return data.statistics.normalise(data.train_images[torch.cat(indices)])
 
 # %% ../nbs/11_ensemble.ipynb #set-norms

@@ -71,13 +71,13 @@ class Record:
                 RecordWriter(file).write(event.SerializeToString())
 
 
-# %% ../nbs/14c_progress.ipynb #track
+# %% ../nbs/14c_progress.ipynb #has-tensorboard
 def _has_tensorboard() -> bool:
     "Whether it is installed: a folder of this name, which is a package to Python, holds none of it."
     found = importlib.util.find_spec("tensorboard")
     return found is not None and found.origin is not None
 
-
+# %% ../nbs/14c_progress.ipynb #track
 class Telling:
     "How a run goes, on a bar; and to TensorBoard, where it is installed and the run has a folder."
 

@@ -156,7 +156,7 @@ class Pool:
 
     def __init__(self, data: ImageData, real: Real, generator: torch.Generator, device: torch.device | str):
         self.real, self.statistics, self.device = real, data.statistics, torch.device(device)
-        rows = [(data.train_labels == label).nonzero().flatten() for label in range(data.num_classes)]
+        rows = [data.indices(label) for label in range(data.num_classes)]
         if real.pool_per_class is not None:
             rows = [own[torch.randperm(len(own), generator=generator)[: real.pool_per_class]] for own in rows]
         images = where_they_fit(data.train_images, self.device)

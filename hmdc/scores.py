@@ -77,7 +77,7 @@ def real_like(syn: SyntheticSet, data: ImageData, seed: int) -> SyntheticSet:
     "Real train images, drawn anew by seed: as many of each class as a set stores. Raises: ValueError where there are too few."
     drawn, generator = [], stream(seed, "random at equal storage")
     for label, count in enumerate(_stored(syn, data)):
-        places = (data.train_labels == label).nonzero().flatten()
+        places = data.indices(label)
         drawn.append(places[torch.randperm(len(places), generator=generator)[:count]])
     places = torch.cat(drawn)
     return SyntheticSet.of(data.train_images[places], data.train_labels[places], data.statistics, data.classes, meta={"dataset": data.name})
